@@ -1,0 +1,1 @@
+"""What happens around the state machine on one node: its process, its children, its data directory."""
