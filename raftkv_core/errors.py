@@ -8,6 +8,7 @@ RaftkvError
 │   ├── DirectoryLocked         another node runs on it
 │   ├── IdentityMismatch        it belongs to another cluster, node, history or engine
 │   └── LogDamaged              a log frame that was synced does not read back
+├── MachineFault                the state machine cannot go on; the node stops (exit code 6)
 ├── StorageError                the storage engine failed
 │   ├── StorageFull             no room left in the file, the map or the file system
 │   └── StreamInvalid           a stream is damaged, cut short or of an unknown format
@@ -35,6 +36,7 @@ __all__ = [
     "IdentityMismatch",
     "InvalidRequest",
     "LogDamaged",
+    "MachineFault",
     "NoSpace",
     "NotApplied",
     "OutcomeUnknown",
@@ -85,6 +87,13 @@ class IdentityMismatch(DataDirectoryError):
 
 class LogDamaged(DataDirectoryError):
     """A frame of the log that had been synced does not read back; the message names file and offset."""
+
+
+class MachineFault(RaftkvError):
+    """An entry that must not be applied (damaged, of another history, out of order, of an unknown format),
+    or a state that contradicts itself. Nothing of the entry was applied; the node stops."""
+
+    exit_code = 6
 
 
 class StorageError(RaftkvError):

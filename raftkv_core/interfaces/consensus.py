@@ -15,6 +15,8 @@ from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from raftkv_core.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from raftkv_core.log import DurableLog
 
@@ -52,14 +54,14 @@ class EntryKind(IntEnum):
 class Position(NamedTuple):
     """A place in the log. Indexes count from 1; (0, 0) is before everything."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     term: int
 
 
 class Entry(NamedTuple):
     """One log entry. `data` is opaque to the engine."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     term: int
     kind: int
     data: bytes
@@ -258,8 +260,6 @@ class Consensus(ABC):
         """The machine is durable up to `index`: the log at or below it may go. Keep what followers need."""
 
     def _no_membership(self) -> None:
-        from raftkv_core.errors import InvalidRequest
-
         raise InvalidRequest(
             f"{type(self).__name__} has no membership; use a consensus engine that claims it",
             code="membership_unsupported",

@@ -43,7 +43,7 @@ class ReadInfo(NamedTuple):
     level: Level
     revision: int
     """The store's revision in the snapshot that answered."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """Applied log index of that snapshot."""
 
 
@@ -53,7 +53,7 @@ class Range(NamedTuple):
 
     rows: list[tuple[bytes, Record]]
     more: bool
-    count: int | None
+    count: int | None  # type: ignore[assignment]  # hides tuple.count
     info: ReadInfo
 
 
