@@ -6,7 +6,7 @@ a newer release would corrupt quietly. Numbers are big-endian, so that keys sort
 | table | key | value after format and flags |
 |---|---|---|
 | kv | `k` + key | create, mod, version, lease (u64), sub (u32), [attributes: u16 length, msgpack], value |
-| changes | revision (u64), sub (u32) | op (u8), key length (u16), prev (u64, u32), total before (u64), key, [pre-image] |
+| changes | revision (u64), sub (u32) | op (u8), key length (u16), prev, total before (u64), key, [pre-image] |
 | next | as changes | revision, sub of the key's next change |
 | tombstones | `k` + key | revision, sub of the deletion |
 | members | node id | msgpack [formats, low space] |
