@@ -166,7 +166,10 @@ class LoggingSettings(Struct, forbid_unknown_fields=True, kw_only=True):
     """Messages for people and machines, on standard error."""
 
     format: Annotated[
-        str, Meta(description="console (for people) or json (one object a line).", pattern="^(console|json)$")
+        str,
+        Meta(
+            description="For people (console), or for programs (json): one object a line.", pattern="^(console|json)$"
+        ),
     ] = "console"
     level: Annotated[
         str, Meta(description="The least level that is written.", pattern="^(debug|info|warning|error)$")

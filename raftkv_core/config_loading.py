@@ -30,7 +30,12 @@ from raftkv_core.errors import ConfigError, PluginError
 from raftkv_core.registry import Registry
 from raftkv_core.schema import choices, convert_value, leaves
 
-__all__ = ["Loader"]
+__all__ = ["Loader", "disabled_plugins"]
+
+
+def disabled_plugins(path: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """`[plugins] disabled` alone, for who looks at plugins before the rest of the configuration is right."""
+    return Loader(path, environ, {}, Registry([])).disabled()
 
 
 class Loader:
@@ -54,6 +59,11 @@ class Loader:
         for option in options:
             if option.split(".")[0] not in sections:
                 raise ConfigError(f"option {option} is not known; {choices(option, sections)}")
+
+    def disabled(self) -> list[str]:
+        self._collect("plugins", tree_of(SECTIONS["plugins"]))
+        names: list[str] = self._table(("plugins",), SECTIONS["plugins"])["disabled"]
+        return names
 
     def load(self) -> Resolution:
         tables: dict[str, Any] = {}

@@ -33,7 +33,9 @@ __all__ = [
     "variable",
 ]
 
-INTERNAL_VARIABLES: Final = frozenset({"RAFTKV_RESOLVED", "RAFTKV_READY_FD", "RAFTKV_DEBUG"})
+INTERNAL_VARIABLES: Final = frozenset(
+    {"RAFTKV_RESOLVED", "RAFTKV_READY_FD", "RAFTKV_LOCK_FD", "RAFTKV_PARENT_PID", "RAFTKV_DEBUG"}
+)
 """Variables that raftkv's own processes use between them; no configuration."""
 
 SEED_VARIABLES: Final[Mapping[str, str]] = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import metadata
+from importlib import import_module, metadata
 from types import MappingProxyType
 from typing import Any, Final, get_args
 
@@ -21,6 +21,7 @@ import msgspec
 import pluggy
 
 from raftkv_core import hookspecs
+from raftkv_core.errors import PluginError
 from raftkv_core.hookspecs import (
     API_VERSION,
     CommandPlugin,
@@ -33,7 +34,15 @@ from raftkv_core.interfaces.consensus import ConsensusCapability
 from raftkv_core.interfaces.storage import StorageCapability
 from raftkv_core.suggest import did_you_mean
 
-__all__ = ["CAPABILITIES", "Loaded", "PluginEntryPoint", "installed_entry_points", "load_entry_point", "reason_of"]
+__all__ = [
+    "CAPABILITIES",
+    "Loaded",
+    "PluginEntryPoint",
+    "installed_entry_points",
+    "load_entry_point",
+    "load_object",
+    "reason_of",
+]
 
 CAPABILITIES: Final = MappingProxyType(
     {"storage": frozenset(get_args(StorageCapability)), "consensus": frozenset(get_args(ConsensusCapability))}
@@ -126,6 +135,21 @@ def reason_of(error: BaseException, distribution: str) -> str:
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return f"{text}; update or reinstall {distribution}, or disable it"
+
+
+def load_object(plugin: Descriptor, distribution: str) -> Any:
+    """Import what a descriptor's `load` names. PluginError says what is missing and how to get it."""
+    what = f"{plugin.kind} {plugin.name!r} ({distribution}) cannot be loaded"
+    module_name, _, attribute = plugin.load.partition(":")
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        raise PluginError(f"{what}: {reason_of(error, distribution)}") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        hint = did_you_mean(attribute, dir(module)) or f" Update or reinstall {distribution}."
+        raise PluginError(f"{what}: module {module_name!r} has no {attribute!r}.{hint}") from None
 
 
 def _fault_of_hooks(manager: pluggy.PluginManager, plugin: object) -> str:

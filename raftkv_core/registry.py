@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 from raftkv_core.errors import PluginError
@@ -32,7 +31,7 @@ from raftkv_core.plugin_loading import (
     PluginEntryPoint,
     installed_entry_points,
     load_entry_point,
-    reason_of,
+    load_object,
 )
 from raftkv_core.schema import convert_table
 from raftkv_core.suggest import did_you_mean
@@ -129,20 +128,7 @@ class Registry:
     def load(self, plugin: Descriptor) -> Any:
         """Import what `load` names. PluginError says what is missing and how to get it."""
         row = self.find(plugin.kind, plugin.name)
-        distribution = row.distribution if row else "its distribution"
-        what = f"{plugin.kind} {plugin.name!r} ({distribution})"
-        module_name, _, attribute = plugin.load.partition(":")
-        try:
-            module = import_module(module_name)
-        except Exception as error:
-            raise PluginError(f"{what} cannot be loaded: {reason_of(error, distribution)}") from error
-        try:
-            return getattr(module, attribute)
-        except AttributeError:
-            hint = did_you_mean(attribute, dir(module)) or f" Update or reinstall {distribution}."
-            raise PluginError(
-                f"{what} cannot be loaded: module {module_name!r} has no {attribute!r}.{hint}"
-            ) from None
+        return load_object(plugin, row.distribution if row else "its distribution")
 
     def unknown(self, kind: str, name: str) -> PluginError:
         """The error for a name that nothing is called."""

@@ -5,7 +5,7 @@ as text (environment, options), sizes with a unit, paths that resolve against th
 list of all keys with their descriptions, from which documentation and fresh files are written.
 
 Conventions, for the core's tables and for plugins' alike:
-- an int whose name ends in `_bytes` or `_size` is a size: 67108864, "64MiB" and "64MB" are accepted;
+- an int whose name ends in `_bytes`, `_bytes_max` or `_size` is a size: 67108864, "64MiB" or "64MB";
 - a str whose name ends in `_file` or `_dir` is a path;
 - a secret is never a value: the option ends in `_file` and names the file that holds it. Should a plugin have
   a `token` or `password` all the same, its value is masked wherever configuration is shown.
@@ -25,7 +25,18 @@ from msgspec import inspect
 from raftkv_core.errors import ConfigError
 from raftkv_core.suggest import did_you_mean
 
-__all__ = ["MASK", "Field", "convert_table", "convert_value", "expected", "fields", "is_secret", "leaves"]
+__all__ = [
+    "MASK",
+    "Field",
+    "convert_table",
+    "convert_value",
+    "expected",
+    "fields",
+    "hint",
+    "is_secret",
+    "leaves",
+    "size_text",
+]
 
 MASK: Final = "********"
 
@@ -49,7 +60,7 @@ class Field(NamedTuple):
 
     @property
     def is_size(self) -> bool:
-        return self.key.endswith(("_bytes", "_size")) and _is(self.type, inspect.IntType)
+        return self.key.endswith(("_bytes", "_bytes_max", "_size")) and _is(self.type, inspect.IntType)
 
     @property
     def is_path(self) -> bool:
@@ -128,9 +139,25 @@ def convert_value(field: Field, value: Any, *, text: bool = False, base: Path | 
 
 
 def expected(field: Field) -> str:
-    """What a value must be, in words: `an integer from 1 to 1048576, or a size like "64MiB"`."""
-    words = _words(field.type)
-    return f'{words}, or a size like "64MiB"' if field.is_size else words
+    """What a value must be, in words: `an integer from 1 to 64`."""
+    return _words(field.type, size=field.is_size)
+
+
+def hint(field: Field) -> str:
+    """`expected` where the type alone does not say it: ranges and choices; else ""."""
+    kind = field.type
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        return _range(kind, field.is_size).strip()
+    words = expected(field)
+    return words if words.startswith("one of ") else ""
+
+
+def size_text(size: int) -> str:
+    """A number of bytes with the largest unit that needs no fraction: `64MiB`."""
+    for unit, step in (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size and size % step == 0:
+            return f"{size // step}{unit}"
+    return str(size)
 
 
 def is_secret(key: str) -> bool:
@@ -173,10 +200,11 @@ def _is(kind: inspect.Type, cls: type[inspect.Type]) -> bool:
     return any(isinstance(_plain(option), cls) for option in options)
 
 
-def _words(kind: inspect.Type) -> str:  # noqa: PLR0911  (one line a type)
+def _words(kind: inspect.Type, *, size: bool = False) -> str:  # noqa: PLR0911  (one line a type)
     kind = _plain(kind)
     if isinstance(kind, inspect.IntType | inspect.FloatType):
-        return ("an integer" if isinstance(kind, inspect.IntType) else "a number") + _range(kind)
+        what = "a number" if isinstance(kind, inspect.FloatType) else 'a size like "64MiB"' if size else "an integer"
+        return what + _range(kind, size)
     if isinstance(kind, inspect.BoolType):
         return "true or false"
     if isinstance(kind, inspect.StrType):
@@ -194,12 +222,15 @@ def _words(kind: inspect.Type) -> str:  # noqa: PLR0911  (one line a type)
     return "a table" if isinstance(kind, inspect.StructType) else "a value"
 
 
-def _range(kind: inspect.IntType | inspect.FloatType) -> str:
-    low = f"at least {kind.ge}" if kind.ge is not None else f"above {kind.gt}" if kind.gt is not None else ""
-    high = f"at most {kind.le}" if kind.le is not None else f"below {kind.lt}" if kind.lt is not None else ""
+def _range(kind: inspect.IntType | inspect.FloatType, size: bool) -> str:
+    def shown(limit: float) -> str:
+        return size_text(limit) if size and isinstance(limit, int) else f"{limit:g}" if limit < 1e6 else str(limit)
+
     if kind.ge is not None and kind.le is not None:
-        return f" from {kind.ge} to {kind.le}"
-    return " " + " and ".join(part for part in (low, high) if part) if low or high else ""
+        return f" from {shown(kind.ge)} to {shown(kind.le)}"
+    limits = (("at least", kind.ge), ("above", kind.gt), ("at most", kind.le), ("below", kind.lt))
+    words = " and ".join(f"{word} {shown(limit)}" for word, limit in limits if limit is not None)
+    return f" {words}" if words else ""
 
 
 def _string(kind: inspect.StrType) -> str:
