@@ -28,7 +28,7 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parent
 SESSION_VARIABLE = "TEST_SESSION"
 """Marks every process that a test starts, however it is started, so that a forgotten one is found."""
-LEAK_GRACE_S = 5.0
+LEAK_GRACE_S = 2.0
 
 
 def pytest_configure(config: pytest.Config) -> None:

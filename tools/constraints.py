@@ -2,7 +2,8 @@
 
 The newest releases of some dependencies differ per interpreter, so one file for all would hold back the new
 interpreters or break the old ones. Only releases with wheels are chosen: a fresh machine has no compiler. A
-pin is `name==version` and nothing else, so that the files work with whatever index a machine uses."""
+pin is `name==version` and nothing else, so that the files work with whatever index a machine uses.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 A matrix that skips what it does not find looks green and tests little. pyenv keeps interpreters in folders
 that are on PATH only while they are activated, and leaves shims on PATH that fail when they are not; so
-each candidate is run and asked what it is."""
+each candidate is run and asked what it is.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ A test that needs something a machine may rightly lack says so, and is skipped w
 
 Any other skip fails the run, whoever makes it. Our own plugins are never a reason to skip: tests of them
 carry the plugin's marker (`lmdb`, `http`), an environment selects by marker, and TEST_REQUIRE says what
-must be there."""
+must be there.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ test, which finds what differs between Pythons at a third of the time.
     python -m tools.test_matrix [ENVIRONMENT...]
 
 The last line is the sum over all environments: `N passed, N failed, N skipped`. A check without tests of
-its own (lint, types, docs) counts as one, and so does an environment that could not even start."""
+its own (lint, types, docs) counts as one, and so does an environment that could not even start.
+"""
 
 from __future__ import annotations
 
@@ -129,14 +130,14 @@ def installer_options() -> list[str]:
     return ["--runner", "virtualenv"]
 
 
-def inputs_changed() -> bool:
-    """Whether anything that decides what is installed differs from the last time; remembers it.
+def projects_changed() -> bool:
+    """Whether a project asks for something else than the last time; remembers it.
 
-    tox compares its own settings, not what the projects ask for nor the pins.
+    tox compares its own settings and the pins, but does not look into editable projects.
     """
-    files = [*ROOT.glob("constraints/*.txt"), *ROOT.glob("plugins/*/pyproject.toml"), ROOT / "pyproject.toml"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(files))).hexdigest()
-    stamp = WORK / "inputs.sha256"
+    files = [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    stamp = WORK / "projects.sha256"
     changed = not stamp.exists() or stamp.read_text() != digest
     stamp.write_text(digest)
     return changed
@@ -174,7 +175,7 @@ def main() -> int:
     tox = Tox(interpreters, installer_options())
     signal.signal(signal.SIGTERM, tox.stop)
     print("==> making environments", flush=True)
-    tox.create(environments, recreate=inputs_changed())
+    tox.create(environments, recreate=projects_changed())
 
     results = []
     checks = [name for name in environments if name in CHECKS]
