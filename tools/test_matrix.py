@@ -60,10 +60,10 @@ class Tox:
         self.options = options
         self.running: set[subprocess.Popen[bytes]] = set()
 
-    def create(self, environments: Sequence[str], *, recreate: bool) -> None:
+    def create(self, environments: Sequence[str]) -> None:
         """Makes the environments one by one, as they build from the same tree. Faults show at `run`."""
-        again = ["--recreate"] if recreate else []
-        self._tox(["--notest", *again, "-e", ",".join(environments)], None, {})
+        if environments:
+            self._tox(["--notest", "--recreate", "-e", ",".join(environments)], None, {})
 
     def run(self, environment: str, log: Path | None = None) -> Result:
         """Runs one environment to its end; the output goes to the terminal, or to `log`."""
@@ -130,17 +130,19 @@ def installer_options() -> list[str]:
     return ["--runner", "virtualenv"]
 
 
-def projects_changed() -> bool:
-    """Whether a project asks for something else than the last time; remembers it.
+def make_environments(tox: Tox, environments: Sequence[str]) -> None:
+    """Makes what is missing, and anew what was made for projects that asked for something else.
 
     tox compares its own settings and the pins, but does not look into editable projects.
     """
     files = [ROOT / "pyproject.toml", *sorted(ROOT.glob("plugins/*/pyproject.toml"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    stamp = WORK / "projects.sha256"
-    changed = not stamp.exists() or stamp.read_text() != digest
-    stamp.write_text(digest)
-    return changed
+    stamps = {name: WORK / name / "projects.sha256" for name in environments}
+    stale = [name for name, stamp in stamps.items() if not stamp.exists() or stamp.read_text() != digest]
+    tox.create(stale)
+    for stamp in (stamps[name] for name in stale):
+        if stamp.parent.exists():
+            stamp.write_text(digest)
 
 
 def run_checks(tox: Tox, environments: Sequence[str]) -> list[Result]:
@@ -175,7 +177,7 @@ def main() -> int:
     tox = Tox(interpreters, installer_options())
     signal.signal(signal.SIGTERM, tox.stop)
     print("==> making environments", flush=True)
-    tox.create(environments, recreate=projects_changed())
+    make_environments(tox, environments)
 
     results = []
     checks = [name for name in environments if name in CHECKS]
