@@ -87,9 +87,7 @@ class Layout:
     def holds_data(self) -> bool:
         """Whether a node ever wrote here: an identity, or anything in the folders that hold data."""
         folders = (self.log, self.storage, self.consensus, self.streams)
-        return self.identity_file.exists() or any(
-            folder.is_dir() and any(folder.iterdir()) for folder in folders
-        )
+        return self.identity_file.exists() or any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 class DirectoryIdentity(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -117,7 +115,7 @@ class DirectoryLock:
         except OSError as error:
             raise DataDirectoryError(
                 f"data directory {layout.path} cannot be used: {error.strerror}; "
-                "make it writable for this user or choose another node.data_dir"
+                "make it writable for this user or choose another directory"
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -126,7 +124,7 @@ class DirectoryLock:
             os.close(descriptor)
             raise DirectoryLocked(
                 f"data directory {layout.path} is in use by process {holder}; "
-                "stop that process or choose another node.data_dir"
+                "stop that process or choose another directory"
             ) from None
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, b"%d\n" % os.getpid(), 0)

@@ -16,7 +16,7 @@ from raftkv_core.config import Config
 from raftkv_core.node.datadir import LOCK_FD, DirectoryLock, Layout, write_file
 from raftkv_core.registry import Registry
 
-__all__ = ["RESOLVED", "Launch", "Prepared", "Say", "prepare"]
+__all__ = ["RESOLVED", "Launch", "Say", "prepare"]
 
 RESOLVED: Final = "RAFTKV_RESOLVED"
 """Environment of a transport's processes: the resolved configuration."""
@@ -36,41 +36,33 @@ class Launch:
     transports: Sequence[tuple[str, Sequence[str]]]
     """Name and command line of each that has processes of its own."""
     environ: Mapping[str, str]
-    lock_fd: int | None = None
-    """The data directory's lock; the node inherits it."""
+    lock: DirectoryLock | None = None
+    """The data directory's; the node inherits it."""
     output: IO[bytes] | None = None
     """Takes what the children print; None passes this process's own on."""
 
     @property
     def node_environ(self) -> dict[str, str]:
-        handed_down = {} if self.lock_fd is None else {LOCK_FD: str(self.lock_fd)}
+        handed_down = {} if self.lock is None else {LOCK_FD: str(self.lock.descriptor)}
         return {**self.environ, **handed_down}
 
     @property
     def node_fds(self) -> tuple[int, ...]:
-        return () if self.lock_fd is None else (self.lock_fd,)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A launch and the lock that it rests on."""
-
-    launch: Launch
-    lock: DirectoryLock
+        return () if self.lock is None else (self.lock.descriptor,)
 
     def close(self) -> None:
         """Give the data directory free; call it when every child has ended."""
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def prepare(
     config: Config,
     registry: Registry,
-    say: Say,
     *,
     output: IO[bytes] | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> Prepared:
+) -> Launch:
     """Lock the data directory and write down what the children need. Raises DirectoryLocked, ConfigError."""
     transports: list[tuple[str, Sequence[str]]] = []
     for selected in config.transports:
@@ -78,24 +70,14 @@ def prepare(
         settings = registry.settings(plugin, selected.settings)
         if plugin.command is not None:
             transports.append((plugin.name, plugin.command(settings)))
-        for listener in plugin.listeners(settings):
-            if listener.insecure and not listener.protected:
-                say(
-                    "warning",
-                    "anyone who can reach this address may read and change everything",
-                    transport=plugin.name,
-                    listener=listener.name,
-                    bind=listener.bind,
-                )
     layout = Layout(config.node.data_dir)
     lock = DirectoryLock.acquire(layout)
     layout.run.mkdir(mode=0o700, exist_ok=True)
     write_file(layout.resolved_file, config.to_json())
-    launch = Launch(
+    return Launch(
         node=(sys.executable, "-m", "raftkv_core.node", str(layout.resolved_file)),
         transports=transports,
         environ={**environ, RESOLVED: str(layout.resolved_file)},
-        lock_fd=lock.descriptor,
+        lock=lock,
         output=output,
     )
-    return Prepared(launch, lock)

@@ -38,5 +38,11 @@ class Lines:
             row: dict[str, Any] = {"timestamp": now, "level": level, "event": event, **fields}
             line = msgspec.json.encode(row, enc_hook=str).decode()
         else:
-            line = " ".join([now, f"[{level:<7}]", event, *(f"{name}={value}" for name, value in fields.items())])
+            parts = [f"{name}={_quoted(value)}" for name, value in fields.items()]
+            line = " ".join([now, f"[{level:<7}]", event, *parts])
         print(line, file=self._to or sys.stderr, flush=True)
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if text.isprintable() and not set(text) & set(" \"'=") else repr(text)

@@ -177,7 +177,7 @@ class Supervised:
         elif code in REFUSALS:
             self._fail_with(code, "node refused to start", ended=_ending(code))
         elif self.state is State.STARTING or not self.restart:
-            self._fail_with(EXIT_FAILED, "node ended", ended=_ending(code))
+            self._fail_with(code if code > 0 else EXIT_FAILED, "node ended", ended=_ending(code))
         else:
             self._plan_restart(code)
 

@@ -242,7 +242,7 @@ def test_a_node_that_refuses_is_not_started_again(fakes: Fakes, code: int) -> No
     assert fakes.notes("term") == ["t0 term"]
 
 
-@pytest.mark.parametrize(("behaviour", "code"), [("exit2", 2), ("exit3", 3), ("exit1", 1), ("exit0", 1)])
+@pytest.mark.parametrize(("behaviour", "code"), [("exit2", 2), ("exit3", 3), ("exit6", 6), ("exit0", 1)])
 def test_a_node_that_never_was_ready_ends_everything(fakes: Fakes, behaviour: str, code: int) -> None:
     """A first start that fails is told to whoever started it, instead of being tried for ever."""
     supervised = fakes.start(behaviour, "good")
