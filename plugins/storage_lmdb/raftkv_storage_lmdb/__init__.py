@@ -1,0 +1,1 @@
+"""LMDB storage for RaftKV. `plugin` is what the core imports first; `engine` is the storage."""
