@@ -22,7 +22,7 @@ ifeq ($(shell test -x $(VENV)/bin/python && echo present),)
 endif
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1@\2/p' Makefile | column -t -s @ 2>/dev/null || grep '##' Makefile
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 21
 
 up: $(INSTALLED) ## set up and run the store until Ctrl-C; make up ARGS="--nodes 1 --storage lmdb"
 	@exec $(VENV)/bin/raftkv up $(ARGS)
