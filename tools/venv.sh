@@ -28,7 +28,7 @@ if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
     done
     if [ -z "$python" ] && [ -n "$no_venv" ]; then
         echo "error: '$no_venv -m venv' does not work: its ensurepip module is missing." >&2
-        echo "On Debian and Ubuntu: apt install $no_venv-venv. Then run make again." >&2
+        echo "On Debian and Ubuntu: apt install ${no_venv##*/}-venv. Then run make again." >&2
         exit 1
     elif [ -z "$python" ]; then
         echo "error: RaftKV needs Python 3.10 or newer; found:${seen:- none that works}." >&2
