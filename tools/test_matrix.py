@@ -13,6 +13,7 @@ its own (lint, types, docs) counts as one, and so does an environment that could
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import signal
@@ -83,6 +84,7 @@ class Tox:
                 stdin=subprocess.DEVNULL,
                 stdout=file if log else None,
                 stderr=subprocess.STDOUT if log else None,
+                start_new_session=True,
             )
             self.running.add(process)
             try:
@@ -94,21 +96,23 @@ class Tox:
                 end(process)
                 self.running.discard(process)
 
-    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+    def stop(self) -> None:
         for process in list(self.running):
-            process.terminate()
-        sys.exit("\ninterrupted")
+            end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM lets tox stop what it runs; a tox that ignores it is killed."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """As Ctrl-C ends it, so that the tests clean up; by force if they do not. The whole group, not tox alone."""
+    for number, patience_s in ((signal.SIGINT, 15), (signal.SIGTERM, 5), (signal.SIGKILL, 5)):
+        if process.poll() is None:
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience_s)
+
+
+def interrupt(_signal: int, _frame: FrameType | None) -> None:
+    """SIGTERM and Ctrl-C end a run alike, also where a shell started it with SIGINT ignored."""
+    raise KeyboardInterrupt
 
 
 def installer_options() -> list[str]:
@@ -157,7 +161,11 @@ def run_checks(tox: Tox, environments: Sequence[str]) -> list[Result]:
         return result
 
     with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(check, environments))
+        try:
+            return list(pool.map(check, environments))
+        except KeyboardInterrupt:
+            tox.stop()
+            raise
 
 
 def main() -> int:
@@ -175,7 +183,6 @@ def main() -> int:
 
     REPORTS.mkdir(parents=True, exist_ok=True)
     tox = Tox(interpreters, installer_options())
-    signal.signal(signal.SIGTERM, tox.stop)
     print("==> making environments", flush=True)
     make_environments(tox, environments)
 
@@ -194,7 +201,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit("interrupted")
