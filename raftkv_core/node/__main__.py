@@ -29,7 +29,7 @@ def main(resolved: Path) -> int:
     try:
         config = Config.from_json(resolved.read_bytes())
     except (OSError, msgspec.DecodeError) as error:
-        print(f"raftkv: {resolved}: {error}; start the node with `raftkv serve CONFIG`", file=sys.stderr)
+        print(f"raftkv: {resolved}: {error}; start the node with `raftkv serve CONFIG`", file=sys.stderr)  # noqa: T201
         return ConfigError.exit_code
     configure_logging(config.logging, node=config.node.id)
     logger = get_logger("raftkv.node")
