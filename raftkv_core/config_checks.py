@@ -55,19 +55,22 @@ def insecure_listeners(config: Config, registry: Registry) -> list[str]:
 
 def check_config(config: Config, registry: Registry, where: Where) -> list[str]:
     """Raise ConfigError for the first contradiction; return warnings."""
-    replicated = "replicated" in _consensus_capabilities(config, registry)
-    for fault in (
-        _membership(config, replicated, where),
-        _members(config, where),
-        _sync(config, where),
-        _addresses(config, where),
-        _replicated_settings(config, where),
-        _ports(config, registry, replicated),
-        _exposure(config, registry),
-    ):
+    for fault in _faults(config, registry, where):
         if fault:
             raise ConfigError(fault)
     return list(_warnings(config, registry))
+
+
+def _faults(config: Config, registry: Registry, where: Where) -> Iterator[str]:
+    """One by one, because the later ones rely on what the earlier ones found right."""
+    replicated = "replicated" in _consensus_capabilities(config, registry)
+    yield _membership(config, replicated, where)
+    yield _addresses(config, where)
+    yield _members(config, where)
+    yield _sync(config, where)
+    yield _replicated_settings(config, where)
+    yield _ports(config, registry, replicated)
+    yield _exposure(config, registry)
 
 
 def _consensus_capabilities(config: Config, registry: Registry) -> frozenset[str]:

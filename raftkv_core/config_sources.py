@@ -101,11 +101,13 @@ class File:
             raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
     def at(self, path: KeyPath) -> str:
-        """`FILE:LINE` of a key or table, `FILE` where the line cannot be told."""
+        """`FILE:LINE` of a key or table, or of the table that it would stand in; `FILE` if there is none."""
         if self._lines is None:
             self._lines = _lines(self._text)
-        line = self._lines.get(path)
-        return f"{self.path}:{line}" if line else str(self.path)
+        for length in range(len(path), 0, -1):
+            if line := self._lines.get(path[:length]):
+                return f"{self.path}:{line}"
+        return str(self.path)
 
     def values(self, section: str, tree: Tree) -> Iterator[Given]:
         """The file's values in one section."""

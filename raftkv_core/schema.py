@@ -5,7 +5,7 @@ as text (environment, options), sizes with a unit, paths that resolve against th
 list of all keys with their descriptions, from which documentation and fresh files are written.
 
 Conventions, for the core's tables and for plugins' alike:
-- an int whose name ends in `_bytes`, `_bytes_max` or `_size` is a size: 67108864, "64MiB" or "64MB";
+- an int named `…_bytes` or `…_size`, `_max` or `_min` behind it or not, is a size: 67108864, "64MiB" or "64MB";
 - a str whose name ends in `_file` or `_dir` is a path;
 - a secret is never a value: the option ends in `_file` and names the file that holds it. Should a plugin have
   a `token` or `password` all the same, its value is masked wherever configuration is shown.
@@ -42,6 +42,7 @@ MASK: Final = "********"
 
 _SECRET = re.compile(r"(^|_)(token|secret|password|passphrase|credential|private_key|api_key)s?$")
 _SIZE = re.compile(r"(?P<number>\d+)\s*((?P<unit>[KMGTP]i?)?B)?", re.IGNORECASE)
+_SIZED = re.compile(r"(^|_)(bytes|size)(_max|_min)?$")
 _POWER: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
@@ -60,7 +61,7 @@ class Field(NamedTuple):
 
     @property
     def is_size(self) -> bool:
-        return self.key.endswith(("_bytes", "_bytes_max", "_size")) and _is(self.type, inspect.IntType)
+        return bool(_SIZED.search(self.key)) and _is(self.type, inspect.IntType)
 
     @property
     def is_path(self) -> bool:

@@ -71,6 +71,8 @@ def _print_table(rows: list[PluginRow]) -> None:
     if not console.is_terminal:
         console.width = 1_000  # a pipe has no width: wrapping would only hurt whoever reads it
     console.print(table)
+    if faults:
+        console.print()
     for fault in faults:
         console.print(Text(fault), soft_wrap=True)
 
