@@ -87,10 +87,16 @@ def consensus_engines(registry: Registry) -> list[str]:
 def lay_out(root: Path, wanted: Wanted, registry: Registry, environ: Mapping[str, str]) -> list[Node]:
     """The nodes of the cluster in `root`: those that are there, or new ones. The caller holds `root`'s lock."""
     directories = _node_directories(root)
-    if not directories:
-        directories = _begin(root, wanted, registry)
+    conflict = _conflict(directories, wanted) if directories else ""
+    if conflict and not any(Layout(directory / _DATA).holds_data() for directory in directories):
+        wipe(root)  # it was laid out and never started, so nothing binds it to its choices
+        directories = []
+    elif conflict:
+        raise ConfigError(conflict)
+    if directories:
+        _move_ports(directories, wanted, registry)
     else:
-        _go_on(directories, wanted, registry)
+        directories = _begin(root, wanted, registry)
     return [_load(directory, registry, environ) for directory in directories]
 
 
@@ -196,34 +202,44 @@ def _text(directory: Path, count: int, values: Mapping[str, Any], registry: Regi
 # an older one
 
 
-def _go_on(directories: list[Path], wanted: Wanted, registry: Registry) -> None:
-    """Refuse to be another cluster than the one that is there; move its ports if that is asked for."""
-    files = [_values(directory) for directory in directories]
-    first = files[0]
-    members = list(first.get("cluster.members", {})) or [first.get("node.id", "node1")]
+def _conflict(directories: list[Path], wanted: Wanted) -> str:
+    """What is asked for and is another cluster than the one that is there; the error's text, or ""."""
+    first = _values(directories[0])
+    root, members = directories[0].parent, _members(first)
     for asked, what, there in (
         (wanted.nodes, "--nodes", len(members)),
         (wanted.storage, "--storage", first.get("storage.use")),
         (wanted.consensus, "--consensus", first.get("consensus.use")),
     ):
         if asked is not None and there is not None and asked != there:
-            raise ConfigError(
-                f"{what} {asked}: {directories[0].parent} holds a cluster with {what} {there}; leave the option out "
-                "to go on with it, choose another --data-dir, or begin anew with --fresh, which removes its data"
+            return (
+                f"{what} {asked}: {root} holds a cluster with {what} {there}; leave the option out to go on with "
+                "it, choose another --data-dir, or begin anew with --fresh, which removes its data"
             )
     if len(directories) != len(members):
-        raise DataDirectoryError(
-            f"{directories[0].parent} holds {len(directories)} of the {len(members)} nodes {', '.join(members)}; "
-            "put back what is missing, or begin anew with --fresh, which removes the data of all"
+        return (
+            f"{root} holds {len(directories)} of the {len(members)} nodes {', '.join(members)}; put back what is "
+            "missing, or begin anew with --fresh, which removes the data of all"
         )
+    return ""
+
+
+def _members(values: Mapping[str, Any]) -> list[str]:
+    return list(values.get("cluster.members", {})) or [values.get("node.id", "node1")]
+
+
+def _move_ports(directories: list[Path], wanted: Wanted, registry: Registry) -> None:
+    """Write the files anew if they name other ports than are asked for."""
     if wanted.http_port is None:
         return
     offset = wanted.http_port - HTTP_PORT
-    for number, (directory, values) in enumerate(zip(directories, files, strict=True)):
+    for number, directory in enumerate(directories):
+        values = _values(directory)
         moved = _addresses(registry, values.get("transport.use", []), offset + number)
         if "cluster.members" in values:
             moved["cluster.members"] = {
-                name: _shifted(f"127.0.0.1:{RAFT_PORT}", offset + place) for place, name in enumerate(members)
+                name: _shifted(f"127.0.0.1:{RAFT_PORT}", offset + place)
+                for place, name in enumerate(_members(values))
             }
         if any(values.get(key) != value for key, value in moved.items()):
             text = _text(directory, len(directories), {**values, **moved}, registry)

@@ -26,6 +26,14 @@ LOG_BYTES_MAX: Final = 8 << 20
 """A longer log makes room for a new one at the start; one older one is kept."""
 LAST_LINES: Final = 5
 
+_WORDS: Final = {
+    State.STARTING: "starting",
+    State.RESTARTING: "restarting",
+    State.DRAINING: "stopping",
+    State.STOPPING: "stopping",
+    State.ENDED: "stopped",
+}
+
 
 class Member:
     """Holds the data directory's lock from the beginning until `close`."""
@@ -40,7 +48,10 @@ class Member:
         self._launch = prepare(node.config, registry, output=self._log.buffer)
         self._probe = StatusProbe(Layout(node.config.node.data_dir), node.name)
         self._supervised: Supervised | None = None
-        self._serving_since: float | None = None
+        self._running_since: float | None = None
+        """Since when its node can be expected to answer."""
+        self._listening = False
+        """Whether its transports were seen to accept connections."""
         self._ask_at = 0.0
         self._ended_at: float | None = None
         self._stopping = False
@@ -50,7 +61,7 @@ class Member:
     def start(self) -> None:
         say = Lines(self.node.config.logging, self._log, node=self.node.name)
         self._supervised = Supervised(self._launch, say, restart=self._restart)
-        self._serving_since = None
+        self._listening = False
         self._ended_at = None
         self._supervised.start()
 
@@ -98,24 +109,24 @@ class Member:
                 self.start()
             return
         supervised.step()
+        if supervised.state is State.RUNNING:
+            self._look(now)
+        else:
+            self._running_since = None
+            self._probe.forget()
         if supervised.state is State.ENDED:
             self._ended_at = now
-            self._probe.forget()
             if supervised.exit_code and not self._stopping:
                 self.failures += _last_lines(self.node)
-        elif supervised.state is State.RUNNING:
-            self._look(now)
-        elif supervised.state is not State.STARTING:
-            self._probe.forget()
 
     def _look(self, now: float) -> None:
+        self._running_since = self._running_since or now
         self._probe.read(now)
         if now < self._ask_at:
             return
-        if self._serving_since is None and all(accepts(bound.address) for bound in self._bound):
-            self._serving_since = now
+        self._listening = self._listening or all(accepts(bound.address) for bound in self._bound)
         self._probe.ask(now)
-        ready = self._serving_since is not None and (self._probe.status(now) or {}).get("ready")
+        ready = self._listening and (self._probe.status(now) or {}).get("ready")
         self._ask_at = now + (STATUS_S if ready else STARTING_S)
 
     def row(self, now: float) -> Row:
@@ -135,17 +146,16 @@ class Member:
 
     def _state(self, status: dict[str, Any] | None, now: float) -> tuple[str, str]:
         supervised = self._supervised
-        if supervised is None or supervised.state is State.STARTING:
+        if supervised is None:
             return "starting", ""
-        if supervised.state is State.ENDED:
-            return ("down", "") if supervised.exit_code else ("stopped", "")
+        if supervised.exit_code and not self._stopping:
+            return "down", ""
         if supervised.state is not State.RUNNING:
-            return ("restarting" if supervised.state is State.RESTARTING else "stopping"), ""
-        if self._serving_since is None:
-            return "starting", ""
-        if status is None:
-            return ("not answering" if now - self._serving_since > ANSWER_S else "starting"), ""
-        return ("ready", "") if status["ready"] else ("waiting", str(status["reasons"][0]))
+            return _WORDS[supervised.state], ""
+        if status is not None and self._listening:
+            return ("ready", "") if status["ready"] else ("waiting", str(status["reasons"][0]))
+        overdue = self._running_since is not None and now - self._running_since > ANSWER_S
+        return ("not answering" if overdue and status is None else "starting"), ""
 
     def close(self) -> None:
         """When everything has ended."""

@@ -72,7 +72,7 @@ def up(
         for node in laid_out:
             members.append(Member(node, registry, restart=restart))
         _up_ports.check(laid_out, registry)
-        status = _run(members, _introduction(members, data_dir, registry))
+        status = _run(members, _introduction(members, wanted, data_dir, registry))
     finally:
         for member in members:
             member.close()
@@ -80,14 +80,14 @@ def up(
     raise typer.Exit(status)
 
 
-def _introduction(members: Sequence[Member], data_dir: Path, registry: Registry) -> list[str]:
+def _introduction(members: Sequence[Member], wanted: Wanted, data_dir: Path, registry: Registry) -> list[str]:
     config = members[0].node.config
     count = "1 node" if len(members) == 1 else f"{len(members)} nodes"
     lines = [
         f"raftkv {__version__}: {count}, storage {config.storage.name}, consensus {config.consensus.name}, "
         f"data in {data_dir}"
     ]
-    if len(members) == 1 and not consensus_engines(registry):
+    if wanted.nodes is None and not consensus_engines(registry):
         lines.append("One node, because no consensus engine that replicates is installed.")
     if not config.transports:
         lines.append(

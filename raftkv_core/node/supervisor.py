@@ -47,7 +47,7 @@ class State(Enum):
 class Patience:
     """Times in seconds."""
 
-    transport_stop: float = 15.0
+    transport_stop: float = 30.0
     node_stop: float = 15.0
     restart_first: float = 0.1
     restart_most: float = 10.0

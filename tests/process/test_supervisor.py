@@ -170,7 +170,7 @@ def test_what_does_not_stop_in_time_is_killed(fakes: Fakes) -> None:
     fakes.until(lambda: fakes.notes("term") == ["t0 term"])
     supervised.step()
     assert supervised.state is State.DRAINING
-    fakes.time += 15.0
+    fakes.time += 30.0
     fakes.reach(supervised, State.STOPPING)
     fakes.until(lambda: fakes.notes("term") == ["t0 term", "node term"])
     fakes.time += 15.0
