@@ -30,8 +30,8 @@ up: $(INSTALLED) ## set up and run the store until Ctrl-C; make up ARGS="--nodes
 test: $(TOX) ## set up and run every test with every Python here; make test ARGS="lint py311-core" runs some
 	@exec $(VENV)/bin/python -m tools.test_matrix $(ARGS)
 
-bench: $(INSTALLED) ## measure this machine's puts and reads a second
-	@exec $(VENV)/bin/python -m benchmarks $(ARGS)
+bench: $(INSTALLED) ## puts and reads a second beside etcd, on this machine
+	@exec $(VENV)/bin/python benchmarks/versus_etcd.py $(ARGS)
 
 lint: $(TOX) ## ruff
 	@exec $(RUN_TOX) lint

@@ -8,6 +8,9 @@ ratio. Needs `wrk` and `etcd` (Debian: `apt-get install wrk etcd-server`).
 from __future__ import annotations
 
 import argparse
+import base64
+import http.client
+import json
 import re
 import shutil
 import socket
@@ -17,9 +20,11 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +33,10 @@ from rich.console import Console
 from rich.table import Table
 
 HERE = Path(__file__).parent
+KEYS = 10_000
+VALUE = b"v" * 256
+VALUE_BASE64 = base64.b64encode(VALUE).decode()
+CONNECTIONS_TO_PRELOAD = 16
 UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
 
 
@@ -98,6 +107,29 @@ def etcd(folder: Path) -> Iterator[str]:
     argv += ["--initial-cluster", f"default={peer}"]
     with running(argv, f"{url}/health", folder / "etcd.log"):
         yield url
+
+
+def preload(row: Row) -> None:
+    """Put every key once, so that each read finds one; 16 connections."""
+    address = urllib.parse.urlsplit(row.url).netloc
+
+    def put_share(first: int) -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        for number in range(first, KEYS, CONNECTIONS_TO_PRELOAD):
+            key = f"bench/{number:05d}"
+            if row.script == "etcd.lua":
+                body = json.dumps({"key": base64.b64encode(key.encode()).decode(), "value": VALUE_BASE64})
+                connection.request("POST", "/v3/kv/put", body)
+            else:
+                connection.request("PUT", f"/v1/kv/{key}", VALUE)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status >= 300:
+                raise SystemExit(f"{row.peer} answered {answer.status} to a put")
+        connection.close()
+
+    with ThreadPoolExecutor(CONNECTIONS_TO_PRELOAD) as pool:
+        list(pool.map(put_share, range(CONNECTIONS_TO_PRELOAD)))
 
 
 def milliseconds(text: str) -> float:
@@ -190,6 +222,10 @@ def main() -> int:
         for storage in arguments.storages.split(","):
             urls[f"raftkv {storage}"] = stack.enter_context(raftkv(folder, storage))
         rows = rows_for(urls)
+        for row in rows:
+            if row.name == "put":
+                print(f"{row.peer}: {KEYS:,} keys", flush=True)
+                preload(row)
         results: dict[Row, list[Result]] = defaultdict(list)
         for round_number in range(arguments.rounds):
             for row in rows:
