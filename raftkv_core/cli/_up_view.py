@@ -120,8 +120,9 @@ class _Table:
                 "-" if row.pid is None else str(row.pid),
                 "-" if row.revision is None else str(row.revision),
             )
-        below = Text("\n".join(["", *hints, "Ctrl-C stops all nodes; their data stays."]))
-        self._live.update(Group(table, below), refresh=True)
+        over = all(row.state in {"down", "stopped"} for row in rows)
+        below = [] if over else ["", *hints, "Ctrl-C stops all nodes; their data stays."]
+        self._live.update(Group(table, *map(Text, below)), refresh=True)
 
     def close(self) -> None:
         self._live.stop()

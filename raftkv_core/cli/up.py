@@ -19,7 +19,7 @@ from raftkv_core import __version__
 from raftkv_core.cli import _up_ports
 from raftkv_core.cli._up_layout import HTTP_PORT, Wanted, consensus_engines, lay_out, wipe
 from raftkv_core.cli._up_member import Member
-from raftkv_core.cli._up_view import View, open_view
+from raftkv_core.cli._up_view import Row, View, open_view
 from raftkv_core.node.datadir import DirectoryLock, Layout
 from raftkv_core.node.signals import Signals
 from raftkv_core.registry import Registry
@@ -113,6 +113,7 @@ def _run(members: Sequence[Member], introduction: Sequence[str]) -> int:
 
 def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
     handled = 0
+    hints: list[str] = []
     ending: Sequence[Member] = members
     while True:
         now = time.monotonic()
@@ -128,7 +129,8 @@ def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
         for member in members:
             member.step(now)
         rows = [member.row(now) for member in members]
-        view.show(rows, _hints(members, [row.state for row in rows]))
+        hints = hints or _hints(rows)
+        view.show(rows, hints)
         for member in members:
             while member.failures:
                 view.say(member.failures.pop(0))
@@ -141,10 +143,10 @@ def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
         )
 
 
-def _hints(members: Sequence[Member], states: Sequence[str]) -> list[str]:
+def _hints(rows: Sequence[Row]) -> list[str]:
     """What to paste, as soon as a node answers."""
-    for member, state in zip(members, states, strict=True):
-        url = dict(member.urls).get("http")
-        if state == "ready" and url:
+    for row in rows:
+        url = dict(row.urls).get("http")
+        if row.state == "ready" and url:
             return ["Try it:", f"  curl -X PUT -d world {url}/v1/kv/hello", f"  curl {url}/v1/kv/hello"]
     return []

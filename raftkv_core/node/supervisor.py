@@ -51,9 +51,7 @@ class Patience:
     node_stop: float = 15.0
     restart_first: float = 0.1
     restart_most: float = 10.0
-    """Each restart waits twice as long as the one before, from the first to the most."""
-    restart_forget: float = 30.0
-    """A node that was ready this long has recovered: its next restart is a first one again."""
+    """Restarts of a node that never gets ready wait twice as long each time, from the first to the most."""
     still_starting: float = 10.0
     """How often a node that is not ready yet is mentioned."""
 
@@ -81,7 +79,6 @@ class Supervised:
     _node: Child | None = field(default=None, init=False)
     _transports: list[_Transport] = field(default_factory=list, init=False)
     _ready_pipe: int | None = field(default=None, init=False)
-    _ready_since: float | None = field(default=None, init=False)
     _restart_delay: float = field(default=0.0, init=False)
     _wake_at: float | None = field(default=None, init=False)
     """When the present state must be looked at again: a restart, a deadline, a word to whoever waits."""
@@ -157,7 +154,7 @@ class Supervised:
         self._close_ready_pipe()
         if not line or self.state not in (State.STARTING, State.RESTARTING):
             return  # it ended, which `_look_at_node` sees; or it is to stop
-        self._ready_since = self.clock()
+        self._restart_delay = 0.0
         self._wake_at = None
         self.say("info", "node ready", pid=self.node_pid)
         first = self.state is State.STARTING
@@ -182,13 +179,9 @@ class Supervised:
             self._plan_restart(code)
 
     def _plan_restart(self, code: int) -> None:
-        now = self.clock()
-        if self._ready_since is not None and now - self._ready_since >= self.patience.restart_forget:
-            self._restart_delay = 0.0
         doubled = max(self.patience.restart_first, 2 * self._restart_delay)
         self._restart_delay = min(doubled, self.patience.restart_most)
-        self._ready_since = None
-        self._wake_at = now + self._restart_delay
+        self._wake_at = self.clock() + self._restart_delay
         self.state = State.RESTARTING
         self.say("error", "node ended, starting it again", ended=_ending(code), delay_s=self._restart_delay)
 

@@ -17,10 +17,9 @@ def test_console_lines_are_for_people() -> None:
     say = Lines(LoggingSettings(), to, node="node1")
     say("debug", "not shown")
     say("warning", "node ended", ended="exit status 1", delay_s=0.1)
-    assert re.fullmatch(
-        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z \[warning\] node ended node=node1 ended='exit status 1' delay_s=0.1\n",
-        to.getvalue(),
-    )
+    when = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
+    line = rf"{when} \[warning\] node ended node=node1 ended='exit status 1' delay_s=0.1\n"
+    assert re.fullmatch(line, to.getvalue())
 
 
 def test_json_lines_are_for_programs() -> None:

@@ -102,6 +102,15 @@ class Fakes:
 
         self.until(there)
 
+    def lose_node(self, supervised: Supervised) -> None:
+        """Return when the node was seen to end."""
+
+        def gone() -> bool:
+            supervised.step()
+            return supervised.node_pid is None
+
+        self.until(gone)
+
     def kill_node(self, supervised: Supervised) -> None:
         assert supervised.node_pid is not None
         os.kill(supervised.node_pid, signal.SIGKILL)
@@ -210,21 +219,24 @@ def test_a_dead_node_is_replaced_while_transports_go_on(fakes: Fakes) -> None:
     assert fakes.notes("term") == []
 
 
-def test_restarts_come_later_each_time_until_the_node_lived_long(fakes: Fakes) -> None:
-    """A node that keeps dying is started ever less often; one that recovered is started at once again."""
-    patience = Patience(restart_first=1.0, restart_most=4.0, restart_forget=30.0)
-    supervised = fakes.start("good", patience=patience)
+def test_restarts_come_later_each_time_until_the_node_is_ready(fakes: Fakes) -> None:
+    """A node that never gets ready is started ever less often; one that did is started at once again."""
+    supervised = fakes.start("good", patience=Patience(restart_first=1.0, restart_most=4.0))
     fakes.reach(supervised, State.RUNNING)
+    fakes.kill_node(supervised)
     delays = []
-    for lived in (0.0, 29.0, 0.0, 0.0, 31.0, 0.0):
-        fakes.time += lived
-        fakes.kill_node(supervised)
-        fakes.reach(supervised, State.RESTARTING)
+    for behaviour in ("exit1", "exit1", "exit6", "good"):
+        fakes.lose_node(supervised)
         assert supervised.wake_at is not None
         delays.append(supervised.wake_at - fakes.time)
         fakes.time = supervised.wake_at
-        fakes.reach(supervised, State.RUNNING)
-    assert delays == pytest.approx([1.0, 2.0, 4.0, 4.0, 1.0, 2.0])
+        fakes.behave(supervised, behaviour)
+        supervised.step()
+    assert delays == pytest.approx([1.0, 2.0, 4.0, 4.0])
+    fakes.reach(supervised, State.RUNNING)
+    fakes.kill_node(supervised)
+    fakes.reach(supervised, State.RESTARTING)
+    assert supervised.wake_at == pytest.approx(fakes.time + 1.0)
 
 
 @pytest.mark.parametrize("code", [2, 3])
