@@ -14,6 +14,7 @@ from raftkv_core.config_sources import INTERNAL_VARIABLES, SEED_VARIABLES, File,
 from raftkv_core.hookspecs import Descriptor, StoragePlugin, TransportPlugin
 from raftkv_core.registry import Registry
 from raftkv_core.schema import leaves
+from raftkv_core.testing.deployment import Deployment
 from raftkv_core.testing.registry import registry_of
 from tools.configuration_reference import COMBINATIONS, DOCS, PLUGIN_TABLES, ROOT, outdated
 
@@ -89,6 +90,23 @@ def test_each_file_is_right_for_the_real_plugins(name: str) -> None:
     for kind, plugin in COMBINATIONS[name].plugins:
         for path, _field in leaves(registry.plugin(kind, plugin).settings, (kind, plugin)):
             assert re.search(rf"^(# )?{path[-1]} = ", text, re.MULTILINE), path
+
+
+@pytest.mark.http
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_each_file_starts_a_node(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands; the environment moves data and ports out of the way of whatever else runs here."""
+    node = Deployment(tmp_path, storage=COMBINATIONS[name].values["storage.use"])
+    node.config = ROOT / "config" / f"{name}.toml"
+    monkeypatch.setenv("RAFTKV_NODE__DATA_DIR", str(node.data))
+    monkeypatch.setenv("RAFTKV_TRANSPORT__HTTP__BIND", f"127.0.0.1:{node.port}")
+    monkeypatch.setenv("RAFTKV_TRANSPORT__HTTP__MANAGEMENT_BIND", f"127.0.0.1:{node.management_port}")
+    with node.started():
+        assert node.request("PUT", "/v1/kv/a", b"1").status in {200, 201, 204}
+        assert node.request("GET", "/v1/kv/a").body == b"1"
+        status = node.status()
+        assert (status["storage"], status["consensus"]) == tuple(name.split("-"))
+        assert node.stop() == 0
 
 
 @pytest.mark.http
