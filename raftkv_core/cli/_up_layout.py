@@ -39,9 +39,8 @@ LOG: Final = "node.log"
 _OURS: Final = frozenset({_CONFIG, _DATA, LOG, f"{LOG}.1"})
 _TITLE: Final = """\
 raftkv: {node}, {of} on this machine, written by `raftkv up`.
-Start it by hand with: raftkv serve {path}
-Every key is here; those that are commented out show their default. What you set here stays; only
-`raftkv up --http-port` writes the addresses anew."""
+`raftkv serve` with this file starts it by hand. Every key is here; those that are
+commented out show their default. What you set stays; only `raftkv up --http-port` writes addresses anew."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _size(wanted: Wanted, registry: Registry) -> tuple[int, str]:
 
 def _text(directory: Path, count: int, values: Mapping[str, Any], registry: Registry) -> str:
     of = f"one of {count} nodes" if count > 1 else "the only node"
-    title = _TITLE.format(node=directory.name, of=of, path=directory / _CONFIG)
+    title = _TITLE.format(node=directory.name, of=of)
     return render(registry, values, title=title)
 
 

@@ -20,6 +20,7 @@ from raftkv_core.cli import _up_ports
 from raftkv_core.cli._up_layout import HTTP_PORT, Wanted, consensus_engines, lay_out, wipe
 from raftkv_core.cli._up_member import Member
 from raftkv_core.cli._up_view import Row, View, open_view
+from raftkv_core.cli.lazy import installed_plugins
 from raftkv_core.node.datadir import DirectoryLock, Layout
 from raftkv_core.node.signals import Signals
 from raftkv_core.registry import Registry
@@ -61,7 +62,7 @@ def up(
     Ctrl-C or SIGTERM stops all nodes; their data stays, and the next run goes on with it. Each node's
     configuration stands in DATA_DIR/node1/raftkv.toml and so on; `raftkv serve` with it starts that node alone.
     """
-    registry = Registry.discover()
+    registry = installed_plugins()
     lock = DirectoryLock.acquire(Layout(data_dir))
     members: list[Member] = []
     try:
