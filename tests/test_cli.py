@@ -32,6 +32,7 @@ def raftkv_register_commands(register):
     register(CommandPlugin("greet", "outside_cli:greet", "Greet somebody."))
     register(CommandPlugin("group", "outside_cli:group", "Several commands."))
     register(CommandPlugin("gone", "outside_gone:command", "Cannot be imported."))
+    register(CommandPlugin("foreign", "outside_cli:foreign", "Of another click."))
     register(CommandPlugin("fail", "outside_cli:fail", "Fails in many ways."))
 """
 
@@ -54,6 +55,37 @@ def one() -> None:
 def two() -> None:
     "The second."
     raise typer.Exit(7)
+
+class Usage(Exception):
+    exit_code = 2
+    ctx = None
+
+    def format_message(self) -> str:
+        return "Invalid value."
+
+class Exit(RuntimeError):
+    exit_code = 9
+
+class Context:
+    def __init__(self, command, name, args, parent):
+        self.command, self.name, self.args, self.parent = command, name, args, parent
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+class Foreign:
+    def make_context(self, info_name, args, parent=None, **extra):
+        return Context(self, info_name, args, parent)
+
+    def invoke(self, ctx):
+        print(ctx.name, ctx.args, ctx.parent)
+        if ctx.args:
+            raise {"usage": Usage, "exit": Exit}[ctx.args[0]]()
+
+foreign = Foreign()
 
 def fail(how: str) -> None:
     raise {
@@ -184,6 +216,14 @@ def test_a_plugins_command_runs(outside: Outside) -> None:
     help_text = outside.run("greet", "--help").stdout
     assert "Usage: raftkv greet" in help_text
     assert "--install-completion" not in help_text
+
+
+def test_a_command_of_another_click_runs_too(outside: Outside) -> None:
+    """typer may carry a click inside it, and a plugin use the one that is installed: they cannot share contexts."""
+    assert outside.run("foreign").stdout == "raftkv foreign [] None\n"
+    assert outside.run("foreign", "exit").returncode == 9
+    result = outside.run("foreign", "usage")
+    assert (result.returncode, result.stderr) == (2, "raftkv: Invalid value. Try 'raftkv --help'.\n")
 
 
 def test_a_command_of_a_disabled_plugin_says_so(outside: Outside) -> None:

@@ -16,7 +16,7 @@ import typer.main
 
 from raftkv_core import __version__
 from raftkv_core.cli.errors import ExitCode, report
-from raftkv_core.cli.lazy import ClickError, LazyGroup
+from raftkv_core.cli.lazy import LazyGroup
 
 __all__ = ["app", "main"]
 
@@ -53,12 +53,6 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         # without arguments a person wants to know what there is
         status = typer.main.get_command(app).main(words or ["--help"], prog_name="raftkv", standalone_mode=False)
-    except ClickError as error:
-        path = error.ctx.command_path if getattr(error, "ctx", None) else "raftkv"
-        typer.echo(f"{path}: {' '.join(error.format_message().split())} Try '{path} --help'.", err=True)
-        return ExitCode.CONFIGURATION if error.exit_code == 2 else ExitCode.ERROR
-    except typer.Abort as error:
-        return ExitCode.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else ExitCode.ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Exception as error:  # noqa: BLE001  (the last line of defence: a person reads it)

@@ -20,6 +20,7 @@ import os
 import sys
 import traceback
 from enum import IntEnum
+from typing import Any
 
 from raftkv_core.errors import InvalidRequest, NotApplied, OutcomeUnknown, RaftkvError
 
@@ -57,6 +58,8 @@ def debugging() -> bool:
 
 def report(error: BaseException) -> int:
     """Print an error as a person wants it and return the exit code."""
+    if not isinstance(error, RaftkvError) and (code := _report_click(error)) is not None:
+        return code
     if debugging():
         traceback.print_exception(type(error), error, error.__traceback__)
     if isinstance(error, RaftkvError):
@@ -67,3 +70,22 @@ def report(error: BaseException) -> int:
         text = f"unexpected {type(error).__name__}: {error}; `raftkv --debug …` shows where"
     print(f"raftkv: {' '.join(text.split())}", file=sys.stderr)  # noqa: T201
     return exit_code_of(error)
+
+
+def _report_click(error: Any) -> int | None:
+    """The same for what click raises, None for what it does not. There may be two clicks in one process, the
+    one inside typer and the one that a plugin's command is made of, so it is known by its shape."""
+    name = type(error).__name__
+    if name == "Exit" and hasattr(error, "exit_code"):
+        return int(error.exit_code)
+    if name == "Abort" and isinstance(error, RuntimeError):
+        return ExitCode.INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else ExitCode.ERROR
+    if not hasattr(error, "format_message"):
+        return None
+    usage = error.exit_code == ExitCode.CONFIGURATION
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "raftkv"
+    text = error.format_message()
+    if name != "NoArgsIsHelpError":  # its text is the help itself
+        text = f"{path}: {' '.join(text.split())}" + (f" Try '{path} --help'." if usage else "")
+    print(text, file=sys.stderr)  # noqa: T201
+    return ExitCode.CONFIGURATION if usage else ExitCode.ERROR

@@ -24,12 +24,12 @@ from raftkv_core.errors import PluginError
 from raftkv_core.hookspecs import CommandPlugin
 from raftkv_core.plugin_loading import load_object
 from raftkv_core.registry import Registry
+from raftkv_core.suggest import did_you_mean
 
-__all__ = ["ClickError", "LazyGroup", "UsageError", "installed_plugins"]
+__all__ = ["LazyGroup", "installed_plugins"]
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 """Newer typers carry click inside them and older ones depend on it; this is the class either way."""
-ClickError: type[Any] = UsageError.__mro__[1]
 
 _COMPLETION_OPTIONS = {"install_completion", "show_completion"}
 
@@ -94,6 +94,8 @@ class LazyGroup(TyperGroup):
             return super().resolve_command(ctx, args)
         except UsageError as error:
             broken = [row for row in self._discover().rows if row.kind == "plugin"]
+            if "Did you mean" not in error.message and args:
+                error.message += did_you_mean(args[0], self.commands)
             error.message += "".join(f" Not usable: {row.distribution}: {row.reason}." for row in broken)
             raise
 
