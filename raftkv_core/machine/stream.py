@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from struct import Struct
+from struct import error as StructError
 from typing import Final, NamedTuple
 
 import xxhash
 
-from raftkv_core.errors import StreamInvalid
+from raftkv_core.errors import StorageError, StreamInvalid
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.interfaces.storage import ReadTransaction, Restore, WriteTransaction
-from raftkv_core.limits import ROW_BYTES_MAX, TABLE_KEY_BYTES_MAX
+from raftkv_core.limits import IDEMPOTENCY_KEY_BYTES_MAX, KEY_BYTES_MAX, ROW_BYTES_MAX, TABLE_KEY_BYTES_MAX
 from raftkv_core.machine.history import total_before
 from raftkv_core.machine.meta import Meta, read_meta
 from raftkv_core.machine.records import (
@@ -159,11 +160,18 @@ def install(
     reader = _Reader(chunks, progress)
     header = reader.header()
     filler = _Filler(restore)
-    for table, key, row in reader.rows():
-        filler.add(table, key, row)
-    meta = filler.finish()
-    if meta.position != header.position or meta.revision != header.revision:
-        raise StreamInvalid("the stream's header and its data name different positions")
+    try:
+        for table, key, row in reader.rows():
+            filler.add(table, key, row)
+        meta = filler.finish()
+    finally:
+        filler.close()
+    identity = meta.identity
+    said = StreamHeader(
+        identity.cluster_id, identity.history_id, meta.position, meta.revision, meta.compacted, header.length_bytes
+    )
+    if said != header:
+        raise StreamInvalid("the stream's header and its data name different histories or positions")
     return meta
 
 
@@ -187,6 +195,7 @@ class _Reader:
         return header
 
     def rows(self) -> Iterator[tuple[str, bytes, bytes]]:
+        last = (0, b"")
         while True:
             head = self._take(1)
             if head[0] == _END_MARK:
@@ -198,7 +207,11 @@ class _Reader:
             body = self._take(key_length + row_length)
             self._checksum.update(head)
             self._checksum.update(body)
-            yield _TABLES[number], body[:key_length], body[key_length:]
+            this = (number, body[:key_length])
+            if this <= last:
+                raise StreamInvalid(f"rows of {_TABLES[number]} are out of order")
+            last = this
+            yield _TABLES[number], this[1], body[key_length:]
         (checksum,) = Struct(">Q").unpack(self._take(8))
         if checksum != self._checksum.intdigest():
             raise StreamInvalid("the stream's checksum does not match: it is damaged")
@@ -232,14 +245,10 @@ class _Filler:
         self._kv_digest = self._local_digest = 0
         self._keys = self._live_bytes = 0
         self._aux_rows = self._aux_bytes = self._dedupe_keys = 0
-        self._last = ("", b"")
 
     def add(self, table: str, key: bytes, row: bytes) -> None:
-        if table == self._last[0] and key <= self._last[1]:
-            raise StreamInvalid(f"rows of {table} are out of order")
-        self._last = (table, key)
         if table != "meta" and self._meta is None:
-            self._meta = read_meta(self._txn)
+            self._meta = self._read_meta()
         txn = self._txn
         txn.put(table, key, row)
         if table == "kv":
@@ -254,6 +263,8 @@ class _Filler:
             self._local_digest += row_hash(key, row)
             if table == "dedupe":
                 self._dedupe_keys += 1
+                if len(key) > IDEMPOTENCY_KEY_BYTES_MAX or len(row) < 18:
+                    raise _unreadable(table)
                 txn.put("dedupe_expiry", row[10:18] + key, row[:2])
         self._batch_bytes += len(key) + len(row)
         if self._batch_bytes >= BATCH_BYTES:
@@ -265,8 +276,13 @@ class _Filler:
         """Rebuild the tombstone of a key whose last change is a deletion, and `next`."""
         assert self._meta is not None
         txn = self._txn
-        change = decode_change(row)
-        this = encode_pointer(*CHANGE_KEY.unpack(key))
+        try:
+            change = decode_change(row)
+            this = encode_pointer(*CHANGE_KEY.unpack(key))
+        except (StorageError, StructError) as error:
+            raise _unreadable("changes") from error
+        if not 1 <= len(change.key) <= KEY_BYTES_MAX:
+            raise _unreadable("changes")
         if change.op == CHANGE_DELETE:
             txn.put("tombstones", table_key(change.key), this)
         else:
@@ -274,8 +290,18 @@ class _Filler:
         if change.prev[0] > self._meta.compacted:
             txn.put("next", change_key(*change.prev), this)
 
+    def _read_meta(self) -> Meta:
+        try:
+            return read_meta(self._txn)
+        except (StorageError, StructError, ValueError, TypeError, IndexError) as error:
+            raise _unreadable("meta") from error
+
+    def close(self) -> None:
+        """End what is not committed, so that the store can be activated or discarded."""
+        self._txn.close()
+
     def finish(self) -> Meta:
-        meta = read_meta(self._txn)
+        meta = self._read_meta()
         state = meta.state
         self._txn.commit()
         counted = (
@@ -299,3 +325,7 @@ class _Filler:
         if counted != said:
             raise StreamInvalid("the stream's rows do not add up to the digest and counts it carries")
         return meta
+
+
+def _unreadable(table: str) -> StreamInvalid:
+    return StreamInvalid(f"the stream has a row of {table} that this release cannot read: damage, or a newer format")
