@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
-from raftkv_core.builtin.memory_tables import MemoryTables, Pin
+from raftkv_core.builtin.memory_tables import Life, MemoryTables, Pin
 from raftkv_core.errors import StorageError
 from raftkv_core.interfaces.storage import ReadTransaction, Restore, Space, Storage, WriteTransaction
 from raftkv_core.limits import ROW_BYTES_MAX, TABLE_KEY_BYTES_MAX
@@ -34,7 +34,8 @@ class MemoryStorage(Storage):
 
     def __init__(self, directory: Path, settings: Any) -> None:
         del directory, settings  # no file is written, and there is nothing to set
-        self._tables = MemoryTables()
+        self._life = Life()
+        self._tables = MemoryTables(self._life)
         self._restore: _MemoryRestore | None = None
         self._generation = 1
 
@@ -66,6 +67,7 @@ class MemoryStorage(Storage):
         return {"rows": self._tables.row_count(), "snapshots_open": self._tables.pins_open()}
 
     def close(self) -> None:
+        self._life.ended = True
         self._tables.close()
         if self._restore is not None:
             self._restore.discard()
@@ -79,7 +81,7 @@ class MemoryStorage(Storage):
 class _MemoryRestore(Restore):
     def __init__(self, storage: MemoryStorage) -> None:
         self._storage = storage
-        self._tables = MemoryTables()
+        self._tables = MemoryTables(storage._life)
         self._activated = False
 
     def write(self) -> WriteTransaction:

@@ -27,7 +27,7 @@ from raftkv_core.builtin.sorted_keys import SortedKeys
 from raftkv_core.errors import StorageError
 from raftkv_core.interfaces.storage import TABLES
 
-__all__ = ["MemoryTables", "Pin"]
+__all__ = ["Life", "MemoryTables", "Pin"]
 
 ROW_COST_BYTES: Final = 200
 """Memory of a row beside its bytes: two object headers, a dictionary slot, an index slot."""
@@ -61,10 +61,20 @@ class _Table:
         self.ghosts: set[bytes] = set()
 
 
+class Life:
+    """Whether the storage is open: shared by all its stores, those that only old snapshots still see too."""
+
+    __slots__ = ("ended",)
+
+    def __init__(self) -> None:
+        self.ended = False
+
+
 class MemoryTables:
     """One store: its tables, its snapshots, its one writer."""
 
-    def __init__(self) -> None:
+    def __init__(self, life: Life) -> None:
+        self._life = life
         self.used_bytes = 0
         self._tables = {name: _Table(name) for name in TABLES}
         self._newest_pin: Pin | None = None
@@ -226,7 +236,7 @@ class MemoryTables:
         self._tables[name]
 
     def check_open(self) -> None:
-        if self._closed:
+        if self._closed or self._life.ended:
             raise StorageError("memory: the storage was closed: open it again")
 
     def check_no_writer(self, wish: str) -> None:

@@ -6,7 +6,9 @@ claim it the test does not exist, rather than being skipped.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -17,7 +19,7 @@ import pytest
 from raftkv_core.hookspecs import StoragePlugin
 from raftkv_core.interfaces.storage import TABLES, ReadTransaction, Restore, Storage, StorageCapability
 
-__all__ = ["Rows", "StorageKit", "contents", "fill", "needs"]
+__all__ = ["Rows", "StorageKit", "contents", "fill", "needs", "quick_folder"]
 
 Rows = dict[str, dict[bytes, bytes]]
 """Rows by table; tables without rows are left out."""
@@ -84,6 +86,15 @@ class StorageKit:
         storage.close()
 
 
+def quick_folder() -> Path:
+    """A new folder, in memory where there is such a place, for tests that sync often and never need it.
+
+    The caller removes it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108
+    return Path(tempfile.mkdtemp(prefix="raftkv-test-", dir=memory if os.access(memory, os.W_OK) else None))
+
+
 def contents(source: Storage | Restore | ReadTransaction) -> Rows:
     """All rows."""
     if isinstance(source, ReadTransaction):
@@ -93,9 +104,9 @@ def contents(source: Storage | Restore | ReadTransaction) -> Rows:
         return contents(txn)
 
 
-def fill(target: Storage | Restore, rows: Mapping[str, Mapping[bytes, bytes] | Iterable[tuple[bytes, bytes]]]) -> None:
+def fill(target: Storage | Restore, rows: Mapping[str, Mapping[bytes, bytes]]) -> None:
     """Put rows in one commit."""
     with target.write() as txn:
         for table, added in rows.items():
-            txn.put_many(table, added.items() if isinstance(added, Mapping) else added)
+            txn.put_many(table, added.items())
         txn.commit()
