@@ -90,6 +90,8 @@ class Assembly:
         self._spawn = spawn
         self._log: DurableLog | None = None
         self._trimmed_index = 0
+        self.maintenance_due = False
+        """A reader process ended: it may have left something in storage."""
         self.storage: Storage
         keeper = self._open_storage()
         try:
@@ -215,7 +217,7 @@ class Assembly:
                 calls=Calls(self.store),
                 standing=lambda: (*machine.visible, self.storage.generation),
                 begin_stream=self.node_machine.snapshot,
-                worker_gone=lambda: self._spawn(self.maintain(), "maintain storage"),
+                worker_gone=self._on_worker_gone,
                 logger=logger,
             )
         )
@@ -361,10 +363,14 @@ class Assembly:
         self.genesis.led(leads)
         self.around.logger.info("role", role=role, term=term, leader=leader)
 
+    def _on_worker_gone(self) -> None:
+        self.maintenance_due = True
+
     # ---------------------------------------------------------------- care
 
     async def maintain(self) -> None:
         """Free what dead readers left behind."""
+        self.maintenance_due = False
         await self.committer.run_in_writer(self.storage.maintain)
 
     def hold_reserves(self) -> None:

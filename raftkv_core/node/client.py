@@ -190,10 +190,10 @@ class NodeClient:
 
     def lost(self, protocol: _NodeProtocol | None, reason: str) -> None:
         """The connection is gone."""
-        self._why_not = reason
         if protocol is not self._protocol:
             return
         self._protocol = None
+        self._why_not = reason
         gathered, self._gathered = self._gathered, []
         for item in gathered:
             _fail(item.future, self.unavailable())

@@ -12,7 +12,7 @@ whole frames to a method. Both ends of the node socket are subclasses:
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -122,8 +122,7 @@ class FrameProtocol(asyncio.Protocol, Generic[FrameT, MessageT]):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self.connected()
 
     def connection_lost(self, error: Exception | None) -> None:

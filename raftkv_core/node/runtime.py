@@ -266,7 +266,7 @@ class NodeRuntime:
                 self._fatal("there is space again: starting anew to replay the log")
             elif was_low and not parts.space.low:
                 parts.hold_reserves()
-            if self._around.clock.monotonic() - maintained >= MAINTAIN_S:
+            if parts.maintenance_due or self._around.clock.monotonic() - maintained >= MAINTAIN_S:
                 maintained = self._around.clock.monotonic()
                 await parts.maintain()
             await self._around.clock.sleep(HOUSEKEEPING_S)

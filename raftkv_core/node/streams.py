@@ -29,11 +29,11 @@ _READ_BYTES: Final = 1 << 20
 class StreamFile:
     """The one stream file of a node, replaced whole each time. It is the committer's `Keeper`."""
 
-    def __init__(self, directory: Path, storage: Storage, *, every_log_bytes: int = EVERY_LOG_BYTES) -> None:
+    def __init__(self, directory: Path, storage: Storage, *, every_log_bytes: int | None = None) -> None:
         self._directory = directory
         self._path = directory / _NAME
         self._storage = storage
-        self._every_log_bytes = every_log_bytes
+        self._every_log_bytes = EVERY_LOG_BYTES if every_log_bytes is None else every_log_bytes
         self._length_bytes = 0
 
     def load(self) -> Position:
