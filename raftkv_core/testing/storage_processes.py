@@ -31,7 +31,16 @@ class Child:
 
     def __init__(self, role: str, spec: Spec) -> None:
         module, argument = "raftkv_core.testing.storage_child", msgspec.json.encode(spec).decode()
-        command = [sys.executable, "-m", module, role, argument]
+        self._start([sys.executable, "-m", module, role, argument])
+
+    @classmethod
+    def running(cls, command: list[str]) -> Child:
+        """One that is not the module itself but speaks like it."""
+        child = cls.__new__(cls)
+        child._start(command)
+        return child
+
+    def _start(self, command: list[str]) -> None:
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )

@@ -6,24 +6,29 @@ after the last one, and to enlarge a map LMDB gives up every transaction of the 
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import lmdb
 
-from raftkv_core.errors import StorageError
+from raftkv_core.errors import StorageError, StorageFull
 from raftkv_core.interfaces.storage import TABLES
 from raftkv_storage_lmdb.environment import guarded, map_can_be, open_environment, translated
 from raftkv_storage_lmdb.plugin import LmdbSettings
-from raftkv_storage_lmdb.space import Pages, measure
+from raftkv_storage_lmdb.space import Pages, file_system_free_bytes, measure
 from raftkv_storage_lmdb.transactions import LmdbRead, LmdbWrite
 
 if TYPE_CHECKING:
     from lmdb import Transaction
 
 __all__ = ["Store"]
+
+_FULL_BYTES: Final = 1 << 20
+"""A file system with less left is full, for one that cannot write a commit's pages."""
 
 
 class Store:
@@ -38,6 +43,7 @@ class Store:
         readonly: bool = False,
         sync: bool = True,
     ) -> None:
+        self._folder = folder
         self._size_max = settings.size_max
         self._lock = threading.Lock()
         self._reads: set[LmdbRead] = set()
@@ -90,6 +96,13 @@ class Store:
 
     def end_write(self) -> None:
         self._writing = False
+
+    def commit_failure(self, error: lmdb.Error) -> StorageError:
+        """LMDB calls it an I/O error when the last pages fitted only in part."""
+        with suppress(OSError):
+            if error.code == errno.EIO and file_system_free_bytes(self._folder) < _FULL_BYTES:
+                return StorageFull(f"lmdb: committing: the file system of {self._folder} is full: free space on it")
+        return translated(error, "committing")
 
     def sync(self) -> None:
         with guarded("syncing"):

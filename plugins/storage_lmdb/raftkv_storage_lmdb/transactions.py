@@ -39,6 +39,8 @@ class Owner(Protocol):
 
     def renewed(self, read: LmdbRead, failed: Transaction[bytes]) -> bool: ...
 
+    def commit_failure(self, error: lmdb.Error) -> StorageError: ...
+
 
 class LmdbRead(ReadTransaction):
     """A snapshot. The store may replace the LMDB transaction under it when the map grows (`Store.grow`): a call
@@ -168,7 +170,7 @@ class LmdbWrite(WriteTransaction):
         try:
             self._txn.commit()
         except lmdb.Error as error:
-            raise translated(error, "committing") from error
+            raise self._owner.commit_failure(error) from error
         finally:
             self._ended = True
             self._owner.end_write()
