@@ -115,7 +115,7 @@ def decode_entry(data: bytes) -> DecodedEntry:
             at += length
     except (StructError, UnicodeDecodeError) as error:
         raise MachineFault("an entry's checksum holds but its layout does not: a proposer's bug") from error
-    if at != len(data):
+    if at != len(data) or not commands:
         raise MachineFault("an entry's length does not match its commands: a proposer's bug")
     return DecodedEntry(history, proposal, commands)
 

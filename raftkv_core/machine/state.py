@@ -26,7 +26,7 @@ from raftkv_core.limits import FORMAT
 from raftkv_core.machine.apply import Applier, MemberReport
 from raftkv_core.machine.buffer import Generation, WriteBuffer
 from raftkv_core.machine.commands import Op, Outcome
-from raftkv_core.machine.entries import ProposalId, decode_entry
+from raftkv_core.machine.entries import DecodedEntry, ProposalId, decode_entry
 from raftkv_core.machine.history import TRIM_ROWS_LEAST, total_before, trim_rows
 from raftkv_core.machine.meta import ENGINE_KEY, STATE_KEY, HistoryIdentity, Meta, State, read_meta
 
@@ -34,6 +34,7 @@ __all__ = ["Applied", "StateMachine"]
 
 DIGEST_EVERY_INDEXES = 1_024
 DIGESTS_KEPT = 64
+_GENESIS = bytes((Op.GENESIS,))
 
 
 class Applied(NamedTuple):
@@ -187,7 +188,7 @@ class StateMachine:
         outcomes: list[Outcome] = []
         if entry.kind == EntryKind.COMMAND:
             decoded = decode_entry(entry.data)
-            self._check_history(decoded.history_id, decoded.commands[0])
+            self._check_history(decoded)
             proposal = decoded.proposal
             execute = self._applier.execute
             outcomes = [execute(command, entry.term) for command in decoded.commands]
@@ -196,12 +197,16 @@ class StateMachine:
         self._move(entry.index, entry.term)
         return Applied(entry.index, entry.term, proposal, outcomes)
 
-    def _check_history(self, history_id: bytes, first_command: bytes) -> None:
+    def _check_history(self, decoded: DecodedEntry) -> None:
+        """A genesis of any history may come alone: on a store that has one it is a refused result, because a
+        leader that did not hear of its first proposes a second, with another history id."""
         mine = self.history_id
-        if history_id == mine or (not mine and first_command[1] == Op.GENESIS):
+        if decoded.history_id == mine:
+            return
+        if decoded.commands[0][1:2] == _GENESIS and (not mine or len(decoded.commands) == 1):
             return
         raise MachineFault(
-            f"an entry of history {history_id.hex()} was handed over, "
+            f"an entry of history {decoded.history_id.hex()} was handed over, "
             f"but this store is of history {mine.hex() or 'none'}"
         )
 
