@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -105,11 +106,13 @@ def _run(members: Sequence[Member], introduction: Sequence[str]) -> int:
             member.start()
         view = open_view()  # its imports overlap with the nodes' start
         try:
-            for line in introduction:
-                view.say(line)
+            with suppress(OSError):
+                for line in introduction:
+                    view.say(line)
             return _watch(members, view, signals)
         finally:
-            view.close()
+            with suppress(OSError):
+                view.close()
 
 
 def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
@@ -131,10 +134,11 @@ def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
             member.step(now)
         rows = [member.row(now) for member in members]
         hints = hints or _hints(rows)
-        view.show(rows, hints)
-        for member in members:
-            while member.failures:
-                view.say(member.failures.pop(0))
+        with suppress(OSError):  # a closed terminal or pipe is no reason to leave nodes without a clean stop
+            view.show(rows, hints)
+            for member in members:
+                while member.failures:
+                    view.say(member.failures.pop(0))
         if all(member.ended for member in members):
             return max((member.exit_code for member in ending), default=0)
         times = [member.wake_at for member in members]

@@ -7,6 +7,7 @@ handful of lines would double the time that the supervisor takes to start.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import IO, Any, Final
 
@@ -40,7 +41,8 @@ class Lines:
         else:
             parts = [f"{name}={_quoted(value)}" for name, value in fields.items()]
             line = " ".join([now, f"[{level:<7}]", event, *parts])
-        print(line, file=self._to or sys.stderr, flush=True)
+        with suppress(OSError):  # a full disk or a closed terminal is no reason to stop serving
+            print(line, file=self._to or sys.stderr, flush=True)
 
 
 def _quoted(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -29,3 +30,13 @@ def test_json_lines_are_for_programs() -> None:
     line = json.loads(to.getvalue())
     del line["timestamp"]
     assert line == {"level": "info", "event": "ready", "node": "node1", "pid": 7, "path": "/x"}
+
+
+def test_a_log_that_cannot_be_written_is_no_fault() -> None:
+    """A full disk or a closed terminal does not stop the supervisor."""
+
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    Lines(LoggingSettings(), Full())("error", "node ended")
