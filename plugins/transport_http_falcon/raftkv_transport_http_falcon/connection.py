@@ -38,6 +38,8 @@ IDLE, HEAD, BODY_PHASE, READY, DEAF = range(5)
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 8 << 20
+_READ_BYTES: Final = 256 << 10
+"""The most that one read brings; a head is bounded exactly once it is whole, and before by this much more."""
 _WIRE_FACTOR: Final = 8
 """Chunks of one byte cost six on the wire; more overhead than this is abuse."""
 _HOP_BY_HOP: Final = frozenset({b"connection", b"upgrade", b"http2-settings"})
@@ -61,7 +63,6 @@ class Connection(asyncio.Protocol):
         "_exchange",
         "_expect",
         "_fields",
-        "_head_began_here",
         "_head_bytes",
         "_hosts",
         "_is_tls",
@@ -70,6 +71,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_phase",
         "_queue",
+        "_read_bytes",
         "_reserved",
         "_scope",
         "_server_state",
@@ -100,7 +102,6 @@ class Connection(asyncio.Protocol):
         self._write_deadline = 0.0
         self._drain_waiter: asyncio.Future[None] | None = None
         self._reserved = 0
-        self._head_began_here = False
 
     # the transport's side
 
@@ -180,12 +181,11 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > _LINGER_BYTES:
                 self.transport.abort()
             return
-        self._head_began_here = False
+        self._read_bytes = len(data)
         self._feed(data)
         if self._phase == HEAD:
-            if not self._head_began_here:
-                self._head_bytes += len(data)
-            if self._head_bytes > self._limits.header_bytes_max:
+            self._head_bytes += self._read_bytes
+            if self._head_bytes > self._limits.header_bytes_max + _READ_BYTES:
                 self._refuse_with(self._header_too_large())
             elif not self._deadline:
                 self._deadline = self.loop.time() + self._limits.header_timeout_s
@@ -217,7 +217,6 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._phase = HEAD
         self._deadline = 0.0
-        self._head_began_here = True
         self._head_bytes = 0
         self._wire_bytes = 0
         self._hosts = 0
@@ -232,19 +231,12 @@ class Connection(asyncio.Protocol):
 
     def on_url(self, part: bytes) -> None:
         self._target += part
-        self._head_bytes += len(part)
-        if self._head_bytes > self._limits.header_bytes_max:
-            raise self._header_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase != HEAD:
             return  # a trailer; its bytes are counted with the body's
         name = name.lower()
-        fields = self._fields
-        fields.append((name, value))
-        self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > self._limits.header_bytes_max or len(fields) > self._limits.headers_max:
-            raise self._header_too_large()
+        self._fields.append((name, value))
         if name in _SPECIAL:
             self._on_special(name, value)
 
@@ -263,6 +255,7 @@ class Connection(asyncio.Protocol):
             raise Problem(417, "expectation_failed", "the only expectation met is 100-continue")
 
     def on_headers_complete(self) -> None:
+        self._check_head()
         parser = self._parser
         method = parser.get_method()
         version = parser.get_http_version()
@@ -286,6 +279,16 @@ class Connection(asyncio.Protocol):
         self._phase = BODY_PHASE
         if (self._content_length or self._chunked) and not self._upgrading:
             self._begin_body()
+
+    def _check_head(self) -> None:
+        """Only headers that arrived with a lot of other bytes have to be measured."""
+        limits = self._limits
+        if len(self._fields) > limits.headers_max:
+            raise self._header_too_large()
+        if self._head_bytes + self._read_bytes > limits.header_bytes_max:
+            size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._fields)
+            if size > limits.header_bytes_max:
+                raise self._header_too_large()
 
     def _set_target(self, scope: Scope) -> None:
         """Split what follows the method. It may be a whole URL, whose authority is then ignored."""

@@ -105,7 +105,7 @@ class Gate:
 
     def _check_host(self, host: bytes) -> None:
         name = _host_name(host.decode("latin-1"))
-        if not (_is_address(name) or name in self._names or name.endswith(".localhost")):
+        if name and not (_is_address(name) or name in self._names or name.endswith(".localhost")):
             raise Problem(
                 421,
                 "unknown_host",

@@ -65,8 +65,9 @@ class RangeResource:
         if is_beyond:
             page = page._replace(more=False)
         binary = wants_msgpack(req)
+        as_of = options.get("revision", page.info.revision)
         document: dict[str, Any] = {
-            "revision": page.info.revision,
+            "revision": as_of,
             "rows": [row_of(key, record, binary=binary, with_value=not keys_only) for key, record in page.rows],
             "more": page.more,
         }
@@ -75,7 +76,7 @@ class RangeResource:
         if page.more and page.rows:
             last = page.rows[-1][0]
             put_bytes(document, "after", last, binary=binary)
-            document["next"] = _next_link(query, last, page.info.revision)
+            document["next"] = _next_link(query, last, as_of)
         resp.set_headers(read_headers(page.info))
         respond(req, resp, document)
 
@@ -104,7 +105,7 @@ class RangeResource:
         rows: list[Row] = list(page.rows)
         more = page.more
         left = self._service.settings.page_bytes_max - _size(rows)
-        options["revision"] = page.info.revision
+        options.setdefault("revision", page.info.revision)
         while more and left > 0 and len(rows) < limit:
             rest = _continued(start, end, rows[-1][0], reverse=reverse)
             assert rest is not None, "there are more rows"

@@ -146,10 +146,10 @@ def raftkv_register_transport(register: Register) -> None:
 @hookimpl
 def raftkv_register_commands(register: Register) -> None:
     for name, summary in (
-        ("status", "Show a node's status"),
-        ("get", "Print the value of a key"),
-        ("put", "Set a key"),
-        ("delete", "Remove a key"),
-        ("ls", "List keys"),
+        ("status", "Show a node's status."),
+        ("get", "Print the value of a key."),
+        ("put", "Set a key."),
+        ("delete", "Remove a key."),
+        ("ls", "List keys."),
     ):
         register(CommandPlugin(name=name, load=f"raftkv_transport_http_falcon.cli:{name}", help=summary))

@@ -1,6 +1,6 @@
 """A store for tests of the transport: the real state machine on memory, without log, consensus or node.
 
-Also a program that serves it under real gunicorn: `python machine_store.py RESOLVED`.
+Also a program that serves it under real gunicorn, as RAFTKV_RESOLVED says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from raftkv_core.builtin.memory import MemoryStorage
-from raftkv_core.config import Config
 from raftkv_core.errors import InvalidRequest, Refused
 from raftkv_core.interfaces.consensus import Entry, EntryKind, Level, Member
 from raftkv_core.interfaces.transport import ChangesPage, Range, ReadInfo, Record
@@ -168,14 +167,7 @@ async def connect() -> MachineStore:
     return MachineStore()
 
 
-def main() -> int:
-    from raftkv_transport_http_falcon.server import serve
-
-    from raftkv_core.node.children import follow_supervisor
-
-    follow_supervisor()
-    return serve(Config.from_json(Path(sys.argv[1]).read_bytes()), connect)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from raftkv_transport_http_falcon.__main__ import main
+
+    sys.exit(main(connect))
