@@ -297,7 +297,7 @@ class Committer:
         self._log_bytes -= bytes_before
         self._machine.mark_durable(position)
         self._durable_moved(durable_before)
-        self._next()
+        self._keep_if_due()
 
     # ---------------------------------------------------------------- the writer thread, for others
 

@@ -128,7 +128,7 @@ class FrameProtocol(asyncio.Protocol, Generic[FrameT, MessageT]):
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
         self._outbox.clear()
-        self._buffer.clear()
+        self._buffer = bytearray()
         self.disconnected(str(error) if error else "closed by the other side")
 
     def pause_writing(self) -> None:
@@ -162,12 +162,9 @@ class FrameProtocol(asyncio.Protocol, Generic[FrameT, MessageT]):
         except (FrameError, msgspec.MsgspecError, RecursionError) as error:
             self.refuse(f"not a frame of this protocol: {error}")
             return
-        finally:
-            view.release()
-        if buffer is data:
-            self._buffer += data[at:]
-        elif at:
-            del self._buffer[:at]
+        if buffer is data or at:
+            # A new one: what was decoded may refer to the old one's bytes (`msgspec.Raw`), which cannot shrink then.
+            self._buffer = bytearray(view[at:])
 
     def refuse(self, reason: str) -> None:  # noqa: ARG002 - for subclasses that log it
         """The other side broke the protocol: end the connection."""

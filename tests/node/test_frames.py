@@ -21,6 +21,7 @@ from raftkv_core.node.messages import (
     NodeMessage,
     Outcomes,
     Propose,
+    Result,
     WorkerMessage,
     from_error,
     to_error,
@@ -112,6 +113,24 @@ def test_frames_come_together_however_they_are_cut(virtual: Virtual, piece: int)
         for start in range(0, len(data), piece):
             worker.data_received(data[start : start + piece])
         assert [message for frame in worker.frames for message in frame.messages] == [News(n) for n in (1, 2, 3, 4)]
+
+    virtual(work())
+
+
+def test_an_answer_that_is_kept_does_not_disturb_the_frames_behind_it(virtual: Virtual) -> None:
+    """A result is decoded by whoever asked, later; its bytes stay what they were."""
+
+    async def work() -> None:
+        value = msgspec.msgpack.encode(b"x" * 1_000)
+        data = b"".join([*await sent(Result(1, msgspec.Raw(value))), *await sent(News(2)), *await sent(News(3))])
+        worker = Worker()
+        for start in range(0, len(data), 500):
+            worker.data_received(data[start : start + 500])
+        messages = [message for frame in worker.frames for message in frame.messages]
+        assert messages[1:] == [News(2), News(3)]
+        assert isinstance(messages[0], Result)
+        assert bytes(messages[0].value) == value
+        worker.connection_lost(None)
 
     virtual(work())
 
