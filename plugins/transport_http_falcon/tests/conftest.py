@@ -105,9 +105,7 @@ class Endpoint:
 
 
 def read_answer(response: http.client.HTTPResponse) -> Answer:
-    return Answer(
-        response.status, {name.lower(): text for name, text in response.getheaders()}, response.read()
-    )
+    return Answer(response.status, {name.lower(): text for name, text in response.getheaders()}, response.read())
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -166,7 +164,7 @@ class Served(Endpoint):
             server.close()
         for each in list(self.state.connections):
             each.shutdown()
-        while self.state.connections or self.state.tasks:
+        while self.state.connections or self.state.tasks:  # noqa: ASYNC110 - uvicorn's sets have no event
             await asyncio.sleep(0.005)
 
     def call(self, function: Callable[[], Any]) -> Any:

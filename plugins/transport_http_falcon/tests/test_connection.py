@@ -92,8 +92,16 @@ def test_malformed_requests_are_400(served: Any, request_bytes: bytes) -> None:
         (b"GET ftp://x/livez HTTP/1.1\r\n" + HOST + b"\r\n", 400, "bad_target"),
         (b"GET /livez#x HTTP/1.1\r\n" + HOST + b"\r\n", 400, "bad_target"),
         (b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip, chunked\r\n\r\n", 501, "transfer_encoding"),
-        (b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 501, "transfer_encoding"),
-        (b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Expect: a-miracle\r\nContent-Length: 1\r\n\r\n", 417, "expectation_failed"),
+        (
+            b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+            501,
+            "transfer_encoding",
+        ),
+        (
+            b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Expect: a-miracle\r\nContent-Length: 1\r\n\r\n",
+            417,
+            "expectation_failed",
+        ),
         (b"PUT /v1/kv/a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 400, "malformed_request"),
         (b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Content-Length: 4194305\r\n\r\n", 413, "body_too_large"),
         (b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999\r\n\r\n", 413, "body_too_large"),
@@ -288,7 +296,9 @@ class TestBodies:
     def test_expect_continue(self, served: Any) -> None:
         """A client that asks first is told to go on, or is refused before it sends anything."""
         with served.connect() as connection:
-            connection.sendall(b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\n")
+            connection.sendall(
+                b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Expect: 100-continue\r\nContent-Length: 1\r\n\r\n"
+            )
             assert connection.recv(65_536) == b"HTTP/1.1 100 Continue\r\n\r\n"
             connection.sendall(b"x")
             assert connection.recv(65_536).startswith(b"HTTP/1.1 204")
@@ -330,8 +340,12 @@ class TestConnections:
     def test_pipelined_requests_are_answered_in_order(self, served: Any) -> None:
         """200 requests in one write, the writes among them carried out one after the other."""
         requests = b"".join(
-            b"PUT /v1/kv/a HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\n\r\n%03d" % number
-            + b"GET /v1/kv/a HTTP/1.1\r\n" + HOST + b"\r\n"
+            b"PUT /v1/kv/a HTTP/1.1\r\n"
+            + HOST
+            + b"Content-Length: 3\r\n\r\n%03d" % number
+            + b"GET /v1/kv/a HTTP/1.1\r\n"
+            + HOST
+            + b"\r\n"
             for number in range(100)
         )
         with served.connect() as connection:
@@ -355,7 +369,9 @@ class TestConnections:
         assert [status for status, _, _ in answers(received)] == [204]
         assert len(served.store.commands) == 1
 
-    def test_pipelining_without_reading_is_bounded(self, serve: Callable[..., Any], eventually: Callable[..., Any]) -> None:
+    def test_pipelining_without_reading_is_bounded(
+        self, serve: Callable[..., Any], eventually: Callable[..., Any]
+    ) -> None:
         """A client that asks and asks and never reads is cut off, and costs little meanwhile."""
         served = serve(write_timeout_s=0.3)
         served.request("PUT", "/v1/kv/a", b"v" * 1_000_000)

@@ -38,7 +38,8 @@ def test_what_the_store_raises(
 def test_every_request_error_is_mapped() -> None:
     """None falls through to 500."""
     kinds = {
-        kind for kind in vars(errors).values()
+        kind
+        for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.RequestError) and kind is not errors.RequestError
     }
     assert kinds == {type(error) for error, *_ in RAISED}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,10 @@ def protected(serve: Callable[..., Any], tmp_path: Path) -> Any:
     return serve(token_file=str(tmp_path / "tokens"))
 
 
-@pytest.mark.parametrize("credential", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Bearer firs", "Bearer # comment", "Basic first", "first"])
+@pytest.mark.parametrize(
+    "credential",
+    [None, "", "Bearer", "Bearer ", "Bearer wrong", "Bearer firs", "Bearer # comment", "Basic first", "first"],
+)
 def test_every_route_asks_for_the_token(protected: Any, credential: str | None) -> None:
     """All methods of all routes but the health checks, unknown paths and trailing slashes too."""
     headers = {} if credential is None else {"Authorization": credential}
@@ -66,7 +68,7 @@ class TestTokenFile:
         assert not tokens.allows(b"old")
         replacement = file.with_name("replacement")
         replacement.write_text("newest")
-        os.replace(replacement, file)
+        replacement.replace(file)
         assert tokens.allows(b"newest")
 
     def test_a_missing_file_lets_nobody_in(self, file: Path) -> None:

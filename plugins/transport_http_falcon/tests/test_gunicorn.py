@@ -77,7 +77,10 @@ def test_a_dead_worker_is_replaced(gunicorn: Start, eventually: Eventually) -> N
     victim.kill()
     eventually(lambda: [worker.pid for worker in workers(server) if worker.pid != victim.pid], "a new worker")
     server.wait_ready()
-    assert 'raftkv_http_responses_total{route="http:/v1/kv/{key}",status="2xx"} 5.0' in server.get("/metrics").body.decode()
+    assert (
+        'raftkv_http_responses_total{route="http:/v1/kv/{key}",status="2xx"} 5.0'
+        in server.get("/metrics").body.decode()
+    )
 
 
 def test_several_workers_share_the_port(gunicorn: Start) -> None:
@@ -86,7 +89,9 @@ def test_several_workers_share_the_port(gunicorn: Start) -> None:
     assert len(workers(server)) == 2
     for _ in range(40):
         server.get("/version")
-    assert 'raftkv_http_responses_total{route="http:/version",status="2xx"} 40.0' in server.get("/metrics").body.decode()
+    assert (
+        'raftkv_http_responses_total{route="http:/version",status="2xx"} 40.0' in server.get("/metrics").body.decode()
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -156,16 +161,18 @@ class TestTls:
     """Certificates instead of tokens."""
 
     def request(self, server: Any, context: ssl.SSLContext) -> bytes:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=20) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost") as connection:
-                connection.sendall(
-                    b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 300000\r\n\r\n"
-                )
-                connection.sendall(b"x" * 300_000)
-                received = b""
-                while part := connection.recv(65536):
-                    received += part
-                return received
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(
+                b"PUT /v1/kv/a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 300000\r\n\r\n"
+            )
+            connection.sendall(b"x" * 300_000)
+            received = b""
+            while part := connection.recv(65536):
+                received += part
+            return received
 
     def test_requests_over_tls(self, gunicorn: Start, eventually: Eventually) -> None:
         """Both listeners speak it; plain HTTP gets nothing."""
@@ -222,7 +229,11 @@ class TestRefusals:
         """Started by hand, it says how to start it."""
         environ = {name: value for name, value in os.environ.items() if not name.startswith("RAFTKV_")}
         result = subprocess.run(
-            [sys.executable, "-m", "raftkv_transport_http_falcon"], env=environ, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "raftkv_transport_http_falcon"],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 2
         assert "raftkv serve" in result.stderr
@@ -235,7 +246,11 @@ class TestRefusals:
         (tmp_path / f"{module}.py").write_text("raise ImportError('not here')")
         environ = {**os.environ, "PYTHONPATH": str(tmp_path), "RAFTKV_RESOLVED": str(resolved)}
         result = subprocess.run(
-            [sys.executable, "-m", "raftkv_transport_http_falcon"], env=environ, capture_output=True, text=True, check=False
+            [sys.executable, "-m", "raftkv_transport_http_falcon"],
+            env=environ,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert result.returncode == 2
         assert "reinstall raftkv-transport-http-falcon" in result.stderr

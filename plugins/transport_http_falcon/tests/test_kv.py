@@ -138,7 +138,9 @@ class TestConditions:
         answer = served.request("DELETE", "/v1/kv/a", None, {"If-Match": '"2"'})
         assert (answer.status, answer.headers["raftkv-deleted"]) == (204, "1")
 
-    @pytest.mark.parametrize("tag", ['"0"', '"01"', '"x"', "1", 'W/"1"', '"-1"', '"' + "9" * 30 + '"', '"9223372036854775808"'])
+    @pytest.mark.parametrize(
+        "tag", ['"0"', '"01"', '"x"', "1", 'W/"1"', '"-1"', '"' + "9" * 30 + '"', '"9223372036854775808"']
+    )
     def test_a_tag_that_no_key_can_have_never_matches(self, served: Any, tag: str) -> None:
         """Nor is "0", which the machine sees in a missing key, a way to create one."""
         served.request("PUT", "/v1/kv/a", b"1")

@@ -29,9 +29,7 @@ def test_a_list_shows_everything_that_is_known(filled: Any) -> None:
     assert (answer.headers["raftkv-revision"], answer.headers["raftkv-level"]) == ("5", "linearizable")
     assert (document["revision"], document["more"]) == (5, False)
     assert keys(document) == ["a1", "a2", "a3", "b1", "b2"]
-    assert document["rows"][1] == {
-        "key": "a2", "value": "a2", "create_revision": 2, "mod_revision": 2, "version": 1
-    }
+    assert document["rows"][1] == {"key": "a2", "value": "a2", "create_revision": 2, "mod_revision": 2, "version": 1}
     assert "next" not in document
 
 

@@ -50,7 +50,11 @@ def test_joining(served: Any) -> None:
 
     served.store.add_member = add
     answer = served.management.get("/join?peerID=node2&peerAddress=10.0.0.2%3A8088")
-    assert (answer.status, answer.body, served.joined) == (200, b"Joined successfully", Member("node2", "10.0.0.2:8088"))
+    assert (answer.status, answer.body, served.joined) == (
+        200,
+        b"Joined successfully",
+        Member("node2", "10.0.0.2:8088"),
+    )
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = served.management.request("POST", "/join", b"peerID=node3&peerAddress=node3:8088", form)
     assert (answer.status, served.joined) == (200, Member("node3", "node3:8088"))

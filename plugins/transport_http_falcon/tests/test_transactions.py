@@ -11,7 +11,9 @@ import pytest
 
 def send(served: Any, document: Any, **headers: str) -> Any:
     names = {name.replace("_", "-"): text for name, text in headers.items()}
-    return served.request("POST", "/v1/txn", json.dumps(document).encode(), {"Content-Type": "application/json", **names})
+    return served.request(
+        "POST", "/v1/txn", json.dumps(document).encode(), {"Content-Type": "application/json", **names}
+    )
 
 
 def test_then_or_else(served: Any) -> None:
@@ -22,9 +24,20 @@ def test_then_or_else(served: Any) -> None:
         "else": [{"op": "get", "key": "a"}, {"op": "delete", "key": "a", "end": "b"}],
     }
     answer = send(served, transaction)
-    row = {"key": "a", "value": "1", "create_revision": 1, "mod_revision": 1, "version": 1, "content_type": "text/plain"}
+    row = {
+        "key": "a",
+        "value": "1",
+        "create_revision": 1,
+        "mod_revision": 1,
+        "version": 1,
+        "content_type": "text/plain",
+    }
     assert (answer.status, answer.headers["raftkv-revision"]) == (200, "1")
-    assert answer.json() == {"revision": 1, "succeeded": True, "results": [{"op": "put"}, {"op": "get", "rows": [row]}]}
+    assert answer.json() == {
+        "revision": 1,
+        "succeeded": True,
+        "results": [{"op": "put"}, {"op": "get", "rows": [row]}],
+    }
     assert send(served, transaction).json() == {
         "revision": 2,
         "succeeded": False,
