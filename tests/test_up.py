@@ -351,8 +351,8 @@ class Up:
     def text(self) -> str:
         return self.output.read_text()
 
-    def kill_node(self) -> int:
-        pid = int((self.root / "node1" / "data" / "run" / "node.pid").read_text())
+    def kill_node(self, name: str = "node1") -> int:
+        pid = int((self.root / name / "data" / "run" / "node.pid").read_text())
         os.kill(pid, signal.SIGKILL)
         return pid
 
@@ -373,8 +373,9 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     for each in started:
         if each.process.poll() is None:
             each.end()
-    recorded = tmp_path / "up" / "node1" / "data" / "run" / "socket"
-    if recorded.exists():  # a killed node's
+    for file in (tmp_path / "up.out", tmp_path / "up" / "node1" / "node.log"):
+        print(file.read_text() if file.exists() else f"no {file}")  # shown when the test failed
+    for recorded in (tmp_path / "up").glob("node*/data/run/socket"):  # a killed node's
         shutil.rmtree(Path(recorded.read_text().strip()).parent)
 
 
@@ -461,6 +462,55 @@ def test_serve_starts_a_node_of_up_by_hand(up: Callable[..., Up]) -> None:
             serve.terminate()
             serve.communicate(timeout=30)
     assert serve.returncode == 0
+
+
+# an engine that says it replicates, and whose nodes really lead themselves: enough to have several of them
+ENGINE = """
+from raftkv_core.builtin.solo import SoloConsensus
+from raftkv_core.hookspecs import ConsensusPlugin, hookimpl
+from raftkv_core.interfaces.consensus import Member, Position
+
+class Engine(SoloConsensus):
+    async def bootstrap(self, members, base):
+        await super().bootstrap([m for m in members if m.node_id == self._node_id], base)
+
+    async def start(self, machine):
+        await self.bootstrap([], Position(0, 0))
+        await super().start(machine)
+
+@hookimpl
+def raftkv_register_consensus(register):
+    able = frozenset({"replicated"})
+    register(ConsensusPlugin(name="fake", load="raftkv_fake:Engine", capabilities=lambda _: able))
+"""
+
+
+@pytest.fixture
+def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed for processes that the test starts."""
+    site = tmp_path / "site"
+    about = site / "raftkv_fake-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: raftkv-fake\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[raftkv.v1]\nfake = raftkv_fake\n")
+    (site / "raftkv_fake.py").write_text(ENGINE)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+
+
+@pytest.mark.usefixtures("without_http", "fake_engine")
+def test_the_others_go_on_when_one_is_killed(up: Callable[..., Up]) -> None:
+    """Three nodes by default where an engine replicates; a killed one is down, the rest stays and stops cleanly."""
+    [port] = free_ports(1)
+    running = up("--storage", "memory", "--http-port", str(max(port, 2_100)))
+    assert "3 nodes, storage memory, consensus fake" in running.said(r"^raftkv .*$")[0]
+    for name in ("node1", "node2", "node3"):
+        running.said(rf"^{name}: ready")
+    running.kill_node("node2")
+    running.said(r"^node2: down$")
+    assert running.end() == 0
+    ends = [line for line in running.text.splitlines() if line.endswith(("down", "stopped"))]
+    assert ends[0] == "node2: down"
+    assert sorted(ends[1:]) == ["node1: stopped", "node3: stopped"]
 
 
 @pytest.mark.http

@@ -55,6 +55,8 @@ class Member:
         self._ask_at = 0.0
         self._ended_at: float | None = None
         self._stopping = False
+        self.down = False
+        """It ended, or is about to, and nobody had asked for that."""
         self.failures: list[str] = []
         """What there is to say about ends that nobody asked for; who shows it takes it out."""
 
@@ -63,6 +65,7 @@ class Member:
         self._supervised = Supervised(self._launch, say, restart=self._restart)
         self._listening = False
         self._ended_at = None
+        self.down = False
         self._supervised.start()
 
     def stop(self) -> None:
@@ -109,6 +112,8 @@ class Member:
                 self.start()
             return
         supervised.step()
+        if supervised.exit_code and not self._stopping:
+            self.down = True
         if supervised.state is State.RUNNING:
             self._look(now)
         else:
@@ -116,7 +121,7 @@ class Member:
             self._probe.forget()
         if supervised.state is State.ENDED:
             self._ended_at = now
-            if supervised.exit_code and not self._stopping:
+            if self.down and not self._stopping:
                 self.failures += _last_lines(self.node)
 
     def _look(self, now: float) -> None:
@@ -148,7 +153,7 @@ class Member:
         supervised = self._supervised
         if supervised is None:
             return "starting", ""
-        if supervised.exit_code and not self._stopping:
+        if self.down:
             return "down", ""
         if supervised.state is not State.RUNNING:
             return _WORDS[supervised.state], ""

@@ -118,12 +118,9 @@ def _run(members: Sequence[Member], introduction: Sequence[str]) -> int:
 def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
     handled = 0
     hints: list[str] = []
-    ending: Sequence[Member] = members
     while True:
         now = time.monotonic()
         if signals.stops > handled:
-            if not handled:
-                ending = [member for member in members if not member.ended]
             for member in members:
                 if signals.stops == 1:
                     member.stop()
@@ -140,7 +137,8 @@ def _watch(members: Sequence[Member], view: View, signals: Signals) -> int:
                 while member.failures:
                     view.say(member.failures.pop(0))
         if all(member.ended for member in members):
-            return max((member.exit_code for member in ending), default=0)
+            asked = [member for member in members if not (handled and member.down)]
+            return max((member.exit_code for member in asked), default=0)
         times = [member.wake_at for member in members]
         signals.wait(
             [descriptor for member in members for descriptor in member.descriptors],
