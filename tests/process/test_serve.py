@@ -96,6 +96,18 @@ def test_a_node_starts_and_stops(serve: Serve) -> None:
     assert serve.data.resolved_file.stat().st_mode & 0o777 == 0o600
 
 
+def test_the_supervisor_imports_little() -> None:
+    """Neither plugins' libraries nor an event loop, nor what is slow to import: it starts first, others wait."""
+    code = (
+        "import sys, os; import raftkv_core.cli.serve, raftkv_core.cli.up\n"
+        "from raftkv_core.registry import Registry; from raftkv_core.config import load_config\n"
+        "load_config(None, environ={}, options={}, registry=Registry.discover())\n"
+        "print(*{'asyncio', 'uvloop', 'structlog', 'rich', 'lmdb', 'falcon', 'gunicorn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == []
+
+
 def test_another_node_is_refused_with_the_reason(serve: Serve) -> None:
     """A data directory of another node ends `serve` with 3 and the node's message, not in a restart loop."""
     serve.start()
