@@ -36,6 +36,7 @@ from raftkv_core.machine.records import (
     ROW_OVERHEAD,
     change_bytes,
     change_key,
+    check_head,
     decode_pointer,
     decode_record,
     encode_change,
@@ -370,6 +371,7 @@ class Applier:
                 reason = "too many idempotency keys are remembered; retry when some have expired"
                 return Outcome(Status.DEDUPE_FULL, self.state.revision, reason)
             return None
+        check_head("remembered idempotency key", row)
         if row[2:10] != _request_hash(data):
             return Outcome(
                 Status.IDEMPOTENCY_MISMATCH,
@@ -397,5 +399,6 @@ def _request_hash(data: bytes) -> bytes:
 
 
 def _decode_member(row: bytes) -> MemberReport:
+    check_head("member's report", row)
     formats, low_space = msgpack.unpackb(row[2:])
     return MemberReport(tuple(formats), low_space)

@@ -18,6 +18,7 @@ from raftkv_core.errors import StorageError
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.interfaces.storage import ReadTransaction
 from raftkv_core.limits import FORMAT
+from raftkv_core.machine.records import check_head
 from raftkv_core.machine.settings import DEFAULTS
 
 __all__ = ["HistoryIdentity", "Meta", "State", "read_meta", "read_state", "stored_digest"]
@@ -93,6 +94,7 @@ class HistoryIdentity:
 
     @classmethod
     def decode(cls, row: bytes) -> HistoryIdentity:
+        check_head("history's identity", row)
         return cls(*msgpack.unpackb(row[2:]))
 
 
@@ -103,6 +105,7 @@ def encode_settings(settings: Mapping[str, int]) -> bytes:
 
 
 def decode_settings(row: bytes) -> dict[str, int]:
+    check_head("set of settings", row)
     return dict(msgpack.unpackb(row[2:]))
 
 
@@ -152,9 +155,12 @@ def read_state(txn: ReadTransaction) -> State:
 def read_meta(txn: ReadTransaction) -> Meta:
     identity = txn.get("meta", IDENTITY_KEY)
     settings = txn.get("meta", SETTINGS_KEY)
+    engine = txn.get("meta", ENGINE_KEY)
+    if engine is not None:
+        check_head("engine's state", engine)
     return Meta(
         read_state(txn),
         HistoryIdentity() if identity is None else HistoryIdentity.decode(identity),
         dict(DEFAULTS) if settings is None else decode_settings(settings),
-        (txn.get("meta", ENGINE_KEY) or b"")[2:],
+        b"" if engine is None else engine[2:],
     )

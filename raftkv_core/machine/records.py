@@ -34,6 +34,7 @@ __all__ = [
     "ChangeRow",
     "change_bytes",
     "change_key",
+    "check_head",
     "decode_change",
     "decode_pointer",
     "decode_record",
@@ -53,6 +54,7 @@ CHANGE_HEAD: Final = Struct(">BBBHQIQ")
 CHANGE_KEY: Final = Struct(">QI")
 POINTER: Final = Struct(">BBQI")
 _LENGTH: Final = Struct(">H")
+_HEAD: Final = bytes((FORMAT, 0))
 
 HAS_ATTRIBUTES: Final = 1
 HAS_PREIMAGE: Final = 1
@@ -152,6 +154,12 @@ def row_hash(key: bytes, row: bytes) -> int:
     and a put needs two. It finds damage and divergence; it is no defence against a forger, who could write
     the digest too."""
     return xxhash.xxh3_64_intdigest(_LENGTH.pack(len(key)) + key + row)
+
+
+def check_head(what: str, row: bytes) -> None:
+    """Raise StorageError unless the row is of a format and with flags that this release knows: none."""
+    if row[:2] != _HEAD:
+        raise _unknown(what, row[0], row[1])
 
 
 def _unknown(what: str, form: Any, flags: Any) -> StorageError:
