@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -104,13 +105,12 @@ def wipe(root: Path) -> None:
     found = sorted(path for path in root.glob("node*") if re.fullmatch(r"node\d+", path.name))
     for path in found:
         _check_ours(path)
-    locks = [DirectoryLock.acquire(layout) for path in found if (layout := Layout(path / _DATA)).path.exists()]
-    try:
+    with ExitStack() as locks:
+        for path in found:
+            if (path / _DATA).exists():
+                locks.callback(DirectoryLock.acquire(Layout(path / _DATA)).close)
         for path in found:
             shutil.rmtree(path)
-    finally:
-        for lock in locks:
-            lock.close()
 
 
 def _check_ours(path: Path) -> None:
@@ -118,16 +118,20 @@ def _check_ours(path: Path) -> None:
     remedy = f"so --fresh leaves everything in {path.parent} alone; move it away or choose another --data-dir"
     if path.is_symlink() or not path.is_dir():
         raise DataDirectoryError(f"{path} is not a folder of raftkv up, {remedy}")
-    names = {each.name for each in path.iterdir()}
+    names = _names(path)
     if foreign := sorted(names - _OURS):
         raise DataDirectoryError(f"{path} holds {foreign[0]!r}, which is not from raftkv up, {remedy}")
     if names and _CONFIG not in names:
         raise DataDirectoryError(f"{path} holds no {_CONFIG}, {remedy}")
     data = Layout(path / _DATA)
     known = {each.name for each in vars(data).values() if each.parent == data.path}
-    inside = {each.name.removesuffix(".new") for each in data.path.iterdir()} if data.path.is_dir() else set()
-    if foreign := sorted(inside - known):
+    if data.path.exists() and (foreign := sorted(_names(data.path) - known)):
         raise DataDirectoryError(f"{data.path} holds {foreign[0]!r}, which is not from raftkv, {remedy}")
+
+
+def _names(folder: Path) -> set[str]:
+    """What is in it; a file that was being replaced when a crash came counts as the file."""
+    return {each.name.removesuffix(".new") for each in folder.iterdir()}
 
 
 def _node_directories(root: Path) -> list[Path]:

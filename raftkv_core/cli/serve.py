@@ -29,8 +29,10 @@ def serve(
 ) -> None:
     """Run one node from its configuration file, in the foreground.
 
-    SIGTERM or Ctrl-C finishes the requests under way and stops; a second one stops at once. Ends with 0 after a
-    stop that was asked for, 2 or 3 if the node refuses its configuration or data directory, else 1.
+    SIGTERM or Ctrl-C finishes the requests under way and stops; a second one
+    stops at once. Ends with 0 after a stop that was asked for, with the node's
+    own status (2, 3) if it refuses its configuration or data directory, else
+    with 1.
     """
     registry = Registry.discover()
     resolution = load_config(path, environ=os.environ, options={}, registry=registry)

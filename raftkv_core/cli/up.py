@@ -60,8 +60,9 @@ def up(
 ) -> None:
     """Run a cluster on this machine, in the foreground, to try things out.
 
-    Ctrl-C or SIGTERM stops all nodes; their data stays, and the next run goes on with it. Each node's
-    configuration stands in DATA_DIR/node1/raftkv.toml and so on; `raftkv serve` with it starts that node alone.
+    Ctrl-C or SIGTERM stops all nodes; their data stays, and the next run goes
+    on with it. Each node's configuration stands in DATA_DIR/node1/raftkv.toml
+    and so on; `raftkv serve` with it starts that node alone.
     """
     registry = installed_plugins()
     lock = DirectoryLock.acquire(Layout(data_dir))
