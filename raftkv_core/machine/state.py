@@ -55,7 +55,7 @@ class StateMachine:
         self._storage_durable = storage_durable
         self._commits: deque[Position] = deque()
         self._digests: OrderedDict[int, tuple[int, int]] = OrderedDict()
-        self._engine_pending: tuple[bytes, Position] | None = None
+        self._engine_pending: deque[tuple[bytes, Position]] = deque()
         self.trim_pending = False
         """More history may be removed than the last commit took."""
         self._buffer = WriteBuffer(storage)
@@ -128,7 +128,7 @@ class StateMachine:
 
     @property
     def engine_state(self) -> bytes:
-        return self._engine_pending[0] if self._engine_pending else self._engine_state
+        return self._engine_pending[-1][0] if self._engine_pending else self._engine_state
 
     @property
     def pending_bytes(self) -> int:
@@ -219,10 +219,9 @@ class StateMachine:
         state = self._applier.state
         crossed = index // DIGEST_EVERY_INDEXES > state.index // DIGEST_EVERY_INDEXES
         state.index, state.term = index, term
-        if self._engine_pending is not None and self._engine_pending[1].index <= index:
-            self._engine_state = self._engine_pending[0]
+        while self._engine_pending and self._engine_pending[0][1].index <= index:
+            self._engine_state, _at = self._engine_pending.popleft()
             self._buffer.put("meta", ENGINE_KEY, bytes((FORMAT, 0)) + self._engine_state)
-            self._engine_pending = None
         if crossed and index % DIGEST_EVERY_INDEXES == 0:
             meta = self._meta()
             self._digests[index] = (meta.digest, meta.digest_local)
@@ -230,8 +229,16 @@ class StateMachine:
                 self._digests.popitem(last=False)
 
     def set_engine_state(self, state: bytes, at: Position) -> None:
-        """Change the engine's opaque bytes in the storage transaction of the entry at `at`."""
-        self._engine_pending = (state, at)
+        """Change the engine's opaque bytes in the storage transaction of the entry at `at`.
+
+        A replayed change is skipped, as its entry is. Changes announced at or above `at` are forgotten: their
+        entries were replaced.
+        """
+        if at.index < self.applied.index:
+            return
+        while self._engine_pending and self._engine_pending[-1][1].index >= at.index:
+            self._engine_pending.pop()
+        self._engine_pending.append((state, at))
 
     # ---------------------------------------------------------------- storage commits
 
@@ -297,7 +304,7 @@ class StateMachine:
         """
         assert not self._buffer.committing
         self._buffer.reload()
-        self._engine_pending = None
+        self._engine_pending.clear()
         self._load()
         self.durable = self.visible if self._storage_durable else Position(0, 0)
 
