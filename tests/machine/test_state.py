@@ -246,6 +246,45 @@ def test_the_engines_state_follows_an_advance(begun: Node) -> None:
     assert begun.machine.engine_state == b"new"
 
 
+def test_each_change_of_the_engines_state_is_stored_with_its_own_entry(begun: Node) -> None:
+    """Found by review: two changes announced before a run of entries; the first was never stored, so a crash
+    between them left a position without its membership."""
+    first, second = begun.next_index, begun.next_index + 2
+    begun.machine.set_engine_state(b"three", position(first))
+    begun.machine.set_engine_state(b"four", position(second))
+    assert begun.machine.engine_state == b"four"
+    for expected in (b"three", b"three", b"four"):
+        begun.apply(Entry(begun.next_index, 1, EntryKind.CONFIG, b""))
+        begun.commit()
+        with begun.storage.read() as txn:
+            assert read_meta(txn).engine_state == expected
+
+
+def test_replaying_an_old_change_of_the_engines_state_does_not_bring_it_back(begun: Node) -> None:
+    """Found by review: an engine that replays its log announces old changes again; they are in storage already,
+    and a newer one must not be replaced by them."""
+    begun.machine.set_engine_state(b"old", position(begun.next_index))
+    noop(begun)
+    begun.machine.set_engine_state(b"new", position(begun.next_index))
+    noop(begun)
+    begun.commit()
+    begun.restart()
+    begun.machine.set_engine_state(b"old", position(2))
+    assert begun.machine.engine_state == b"new"
+    noop(begun)
+    begun.commit()
+    begun.restart()
+    assert begun.machine.engine_state == b"new"
+
+
+def test_an_announced_change_that_is_replaced_in_the_log_is_forgotten(begun: Node) -> None:
+    """A leader's entry that was never committed is overwritten by another term's at the same index."""
+    begun.machine.set_engine_state(b"three", position(begun.next_index + 3))
+    begun.machine.set_engine_state(b"two", position(begun.next_index, 2))
+    noop(begun, term=2)
+    assert begun.machine.engine_state == b"two"
+
+
 def test_the_engines_state_is_lost_with_its_entry(begun: Node) -> None:
     """What was not committed is gone after a crash, state and entry together."""
     begun.commit()
