@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         "_is_tls",
         "_keep_alive",
         "_limits",
+        "_next_is_due",
         "_parser",
         "_phase",
         "_queue",
@@ -101,6 +102,7 @@ class Connection(asyncio.Protocol):
         self._deadline = 0.0
         self._write_deadline = 0.0
         self._drain_waiter: asyncio.Future[None] | None = None
+        self._next_is_due = False
         self._reserved = 0
 
     # the transport's side
@@ -161,10 +163,12 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self.is_write_paused = False
         self._wake_drain()
+        if self._phase == IDLE:
+            self._deadline = self.loop.time() + self._limits.keepalive_s
         if not self._queue:
             self.transport.resume_reading()
         elif self._exchange is None:
-            self._start_next()
+            self._start_next_soon()
 
     async def drained(self) -> None:
         """Return when the client has read enough, or is gone."""
@@ -353,7 +357,7 @@ class Connection(asyncio.Protocol):
         self._reserved = 0
         if not self._keep_alive:
             self._go_deaf(0.0)
-        if self._exchange is None and not self._queue:
+        if self._exchange is None and not self._queue and not self.is_write_paused:
             self._exchange = exchange
             exchange.start(self._application)
         else:
@@ -378,8 +382,7 @@ class Connection(asyncio.Protocol):
         if not exchange.keep_alive:
             self._close()
         elif self._queue:
-            if not self.is_write_paused:
-                self._start_next()
+            self._start_next_soon()
         elif self._phase == READY:
             self._phase = IDLE
             self._deadline = self.loop.time() + self._limits.keepalive_s
@@ -398,12 +401,21 @@ class Connection(asyncio.Protocol):
         self.hub.bodies_bytes -= exchange.reserved
         self._say_last(closing_response(problem, self.hub.standing_headers()))
 
+    def _start_next_soon(self) -> None:
+        """Not at once: an exchange may be finished when `start` returns, and a long queue would nest."""
+        if not self._next_is_due:
+            self._next_is_due = True
+            self.loop.call_soon(self._start_next)
+
     def _start_next(self) -> None:
+        self._next_is_due = False
+        if self.is_lost or self.is_write_paused or self._exchange is not None or not self._queue:
+            return
         following = self._queue.popleft()
         if isinstance(following, bytes):
             self._say_last(following)
             return
-        if not self._queue and not self.is_write_paused and self._phase != DEAF:
+        if not self._queue and self._phase != DEAF:
             self.transport.resume_reading()
         self._exchange = following
         following.start(self._application)

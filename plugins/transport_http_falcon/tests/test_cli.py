@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from raftkv_core.cli.errors import ExitCode
-from raftkv_core.errors import Overloaded, OutcomeUnknown, Unavailable
+from raftkv_core.errors import OutcomeUnknown, Overloaded, Unavailable
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
