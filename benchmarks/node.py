@@ -162,7 +162,8 @@ def report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     proposer, storage, log = figures["proposer"], figures["storage"], figures["consensus"]
     print(
         f"{arguments.storage}, {arguments.clients} clients, {arguments.reads or 'put'}: {rate:,.0f}/s, "
-        f"p50 {1_000 * latencies[len(latencies) // 2]:.2f} ms, p99 {1_000 * latencies[len(latencies) * 99 // 100]:.2f} ms"
+        f"p50 {1_000 * latencies[len(latencies) // 2]:.2f} ms, "
+        f"p99 {1_000 * latencies[len(latencies) * 99 // 100]:.2f} ms"
     )
     print(
         f"  node {result['node_cores']:.2f} cores ({1e6 * result['node_cores'] / rate:.1f} µs each), "

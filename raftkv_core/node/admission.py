@@ -41,9 +41,7 @@ _FRAMING_BYTES: Final = 1_024 + limits.KEY_BYTES_MAX + limits.ATTRIBUTES_BYTES_M
 class Admission:
     """Sorts commands into what the proposer takes and what is refused at once."""
 
-    def __init__(
-        self, proposer: Proposer, *, value_bytes: int, growth_refused: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, proposer: Proposer, *, value_bytes: int, growth_refused: Callable[[], str | None]) -> None:
         """`value_bytes`: this node's limit. `growth_refused` says why nothing that grows is admitted now."""
         self._proposer = proposer
         self._value_bytes = value_bytes

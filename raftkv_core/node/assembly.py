@@ -386,7 +386,6 @@ class Assembly:
             await self.engine.bootstrap(self._members(), Position(0, 0))
 
     def close_storage(self) -> None:
-        """The engine has stopped and no commit is under way."""
+        """The engine has stopped, which closed its log unless it failed to, and no commit is under way."""
         self.machine.close()
-        self.storage.close()
-
+        self._close_opened()

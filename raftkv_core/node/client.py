@@ -170,9 +170,7 @@ class NodeClient:
         while True:
             try:
                 path = self._socket_path()
-                _transport, protocol = await self._loop.create_unix_connection(
-                    lambda: _NodeProtocol(self), str(path)
-                )
+                _transport, protocol = await self._loop.create_unix_connection(lambda: _NodeProtocol(self), str(path))
                 await protocol.greet(Hello(PROTOCOL, self._node_id, os.getpid(), __version__))
                 delay = RECONNECT_FIRST_S
                 await protocol.ended

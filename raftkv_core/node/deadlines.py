@@ -1,6 +1,6 @@
 """Deadlines for many futures with one timer: a timer each would cost more than what is timed.
 
-    deadlines.watch(future, loop.time() + 5.0, lambda _future: Unavailable("too late"))
+deadlines.watch(future, loop.time() + 5.0, lambda _future: Unavailable("too late"))
 """
 
 from __future__ import annotations

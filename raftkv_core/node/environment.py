@@ -44,9 +44,7 @@ class SystemNetwork:
         if where.port == -1:
             opening = asyncio.open_unix_connection(where.host.removeprefix("unix:"), limit=_STREAM_BYTES)
             return await asyncio.wait_for(opening, timeout_s)
-        return await asyncio.wait_for(
-            asyncio.open_connection(where.host, where.port, limit=_STREAM_BYTES), timeout_s
-        )
+        return await asyncio.wait_for(asyncio.open_connection(where.host, where.port, limit=_STREAM_BYTES), timeout_s)
 
 
 def _parse(address: str) -> Address:

@@ -202,5 +202,3 @@ async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
         return await chunks.__anext__()
     except StopAsyncIteration:
         return None
-
-

@@ -189,9 +189,7 @@ class NodeFrame(Struct, array_like=True, frozen=True):
 
 
 _KINDS: Final[dict[str, type[RequestError]]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, RequestError)
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, RequestError)
 }
 
 

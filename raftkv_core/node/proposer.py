@@ -173,10 +173,7 @@ class Proposer:
             self._refuse(batch, 0, Unavailable("the node is stopping; send it again to another or later"))
             return
         count = len(batch.commands)
-        if (
-            self._waiting_commands + count > self._commands_max
-            or self._waiting_bytes + batch.bytes > self._bytes_max
-        ):
+        if self._waiting_commands + count > self._commands_max or self._waiting_bytes + batch.bytes > self._bytes_max:
             fits = self._fitting(batch)
             self._refuse(
                 batch,
@@ -261,8 +258,11 @@ class Proposer:
         while queue and room_commands:
             batch = queue[0]
             at = batch.taken
-            if not at and batch.weights is None and len(batch.commands) <= min(room_commands, room_weight) and (
-                batch.bytes <= room_bytes
+            if (
+                not at
+                and batch.weights is None
+                and len(batch.commands) <= min(room_commands, room_weight)
+                and (batch.bytes <= room_bytes)
             ):
                 count, size, weight = len(batch.commands), batch.bytes, len(batch.commands)
                 commands += batch.commands
@@ -459,10 +459,7 @@ class Proposer:
             self._expire(flight, now)
         deadlines = [batch.deadline for batch in self._queue]
         deadlines += [
-            batch.deadline
-            for flight in self._flights.values()
-            for batch, place, _count in flight.parts
-            if place >= 0
+            batch.deadline for flight in self._flights.values() for batch, place, _count in flight.parts if place >= 0
         ]
         if deadlines:
             self._arm(min(deadlines))

@@ -21,13 +21,14 @@ from contextlib import suppress
 from typing import Any, Final
 
 from raftkv_core.config import Config
-from raftkv_core.errors import RaftkvError
+from raftkv_core.errors import DataDirectoryError, RaftkvError
 from raftkv_core.interfaces.consensus import Clock, Network
 from raftkv_core.interfaces.transport import InProcessTransport, Store
 from raftkv_core.node.assembly import Assembly, EngineFactory, Surroundings
 from raftkv_core.node.datadir import DataDirectory
 from raftkv_core.node.environment import SystemClock, SystemNetwork
 from raftkv_core.node.full import FullEngine
+from raftkv_core.node.space import free_bytes
 from raftkv_core.observability import get_logger
 from raftkv_core.registry import Registry
 
@@ -44,6 +45,9 @@ MAINTAIN_S: Final = 60.0
 
 PATIENCE_S: Final = 3.0
 """A node that has had no leader for so long waits for others, clearly."""
+
+LOG_LEAST_BYTES: Final = 1 << 20
+"""With less than this free, a log that cannot be written is one that has no room."""
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """Threads hand the interpreter over faster than by default (5 ms), so that neither a storage commit nor a stream
@@ -112,9 +116,7 @@ class NodeRuntime:
         """
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            await self._start(None)
-            if self._failure is not None and self.parts.committer.full:
-                await self._start_read_only()
+            await self._start_or_read_only()
             self._check_failure()
             self._spawn(self._poll(), "poll")
             self._spawn(self._keep_house(), "housekeeping")
@@ -125,13 +127,35 @@ class NodeRuntime:
             await self._abandon()
             raise
 
+    async def _start_or_read_only(self) -> None:
+        try:
+            await self._start(None)
+        except DataDirectoryError:
+            if self._parts is None or self._failure is None or not self._is_full():
+                raise
+        if self._failure is not None and self._is_full():
+            await self._start_read_only()
+
+    def _is_full(self) -> bool:
+        """Whether the fault came for want of space, in storage or under the log."""
+        return self.parts.committer.full or free_bytes(self._around.data.log) < LOG_LEAST_BYTES
+
     async def _start(self, make_engine: EngineFactory | None) -> None:
         parts = self._parts = Assembly(self._around, fatal=self._fatal, spawn=self._spawn, make_engine=make_engine)
         await parts.server.start(self._around.data.prepare_socket())
         await parts.bootstrap_if_told()
         await parts.engine.start(parts.node_machine)
+        await self._see_replay_committed(parts)
         parts.started = True
         self._logger.info("started", index=parts.machine.applied.index, revision=parts.machine.revision)
+
+    async def _see_replay_committed(self, parts: Assembly) -> None:
+        """A storage that is too full for what was replayed shows it here, and not when clients are served."""
+        committed = asyncio.ensure_future(parts.committer.visible(parts.machine.applied.index))
+        failed = asyncio.ensure_future(self._failed.wait())
+        await asyncio.wait((committed, failed), return_when=asyncio.FIRST_COMPLETED)
+        failed.cancel()
+        committed.cancel()
 
     async def _start_read_only(self) -> None:
         """Replay failed for want of space: show what there is, instead of failing again and again."""

@@ -1,8 +1,8 @@
 """The news that the revision moved: all that a watch needs, because it reads the changes itself.
 
-    news.announce(7)                    # storage shows revision 7 now
-    await news.reached(8)               # returns when it shows 8 or later
-    stop = news.subscribe(callback)     # called with each new revision
+news.announce(7)                    # storage shows revision 7 now
+await news.reached(8)               # returns when it shows 8 or later
+stop = news.subscribe(callback)     # called with each new revision
 """
 
 from __future__ import annotations

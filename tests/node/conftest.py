@@ -78,6 +78,17 @@ def run() -> Run:
     return lambda work: asyncio.run(asyncio.wait_for(work, TIMEOUT_S))
 
 
+async def _eventually(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - any condition, whoever makes it true
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], Coroutine[Any, Any, None]]:
+    """`await eventually(condition)` returns once it is true; `run` sees to it that this is not for ever."""
+    return _eventually
+
+
 class Tape:
     """Makes log entries, as a leader would."""
 

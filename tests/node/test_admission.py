@@ -87,7 +87,10 @@ def test_what_only_nodes_say_is_refused(command: bytes) -> None:
     assert bench.sink.errors[101].code == "internal_command"
 
 
-@pytest.mark.parametrize("command", [b"", b"\x01", b"\x95\x01", b"\x95\x03\xc0\x01", msgpack.packb([3, None, 1, 2]), msgpack.packb(7)])
+@pytest.mark.parametrize(
+    "command",
+    [b"", b"\x01", b"\x95\x01", b"\x95\x03\xc0\x01", msgpack.packb([3, None, 1, 2]), msgpack.packb(7)],
+)
 def test_what_is_no_command_is_refused_alone(command: bytes) -> None:
     """Malformed bytes never reach the log, and the commands beside them do."""
     bench = Bench()
@@ -132,5 +135,3 @@ def test_without_space_what_grows_is_refused_and_what_shrinks_passes() -> None:
     assert isinstance(bench.sink.errors[100], NoSpace)
     assert isinstance(bench.sink.errors[102], NoSpace)
     assert "node2" in str(bench.sink.errors[100])
-
-

@@ -14,13 +14,14 @@ from raftkv_core.node.checks import check_limits, reconcile_log
 
 OURS, OTHER = b"o" * 16, b"x" * 16
 DIRECTORY = Path("data/log")
+NOTHING = Position(0, 0)
 
 
 @dataclass
 class Log:
     """A log from `base` to `last`, all of term 1."""
 
-    base: Position = Position(0, 0)
+    base: Position = NOTHING
     last_index: int = 0
     history_id: bytes = b""
     created: bool = False
@@ -95,5 +96,5 @@ def test_a_storage_that_is_too_small_for_the_format_is_refused(storage: MemorySt
     class Small(MemoryStorage):
         key_bytes_max = 100
 
-    with pytest.raises(PluginError, match="'small'.*100"):
+    with pytest.raises(PluginError, match=r"'small'.*100"):
         check_limits("small", Small(Path(), None))

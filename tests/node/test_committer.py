@@ -198,15 +198,14 @@ def test_a_full_buffer_has_no_room_until_a_commit_took_it(run: Run, tape: Any) -
     run(work())
 
 
-def test_a_failed_commit_stops_the_node(run: Run, tape: Any) -> None:
+def test_a_failed_commit_stops_the_node(run: Run, tape: Any, eventually: Any) -> None:
     """What it held was acknowledged, so there is no way on; that it was for want of space is remembered."""
 
     async def work() -> None:
         bench = Bench(tape)
         bench.storage.full = True
         waiting = asyncio.ensure_future(asyncio.wait_for(bench.committer.visible(1), 5))
-        while not bench.faults:
-            await asyncio.sleep(0)
+        await eventually(lambda: bench.faults)
         assert "no room" in bench.faults[0]
         assert bench.committer.full
         await bench.close()
@@ -269,7 +268,7 @@ class Keeper:
         return self.machine.visible
 
 
-def test_a_storage_that_is_not_durable_is_kept_elsewhere(run: Run, tape: Any) -> None:
+def test_a_storage_that_is_not_durable_is_kept_elsewhere(run: Run, tape: Any, eventually: Any) -> None:
     """Durable is what the keeper says; it is asked when due or when somebody waits, never for every commit."""
 
     async def work() -> None:
@@ -283,8 +282,7 @@ def test_a_storage_that_is_not_durable_is_kept_elsewhere(run: Run, tape: Any) ->
         keeper.is_due = True
         bench.apply(tape.put())
         await bench.committer.visible(2)
-        while bench.machine.durable.index < 2:
-            await asyncio.sleep(0)
+        await eventually(lambda: bench.machine.durable.index == 2)
         assert keeper.kept == 2
         await bench.close()
 

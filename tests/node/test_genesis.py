@@ -38,7 +38,9 @@ class Bench:
         return future
 
 
-def test_the_leader_of_an_empty_store_begins_a_history_once(virtual: Virtual, storage: MemoryStorage, logger: Any) -> None:
+def test_the_leader_of_an_empty_store_begins_a_history_once(
+    virtual: Virtual, storage: MemoryStorage, logger: Any
+) -> None:
     """It draws both ids, brings every setting, and does not ask again while it waits."""
 
     async def work() -> None:
@@ -115,7 +117,9 @@ def test_restored_data_continues_far_above_its_revision(
     virtual(work())
 
 
-def test_a_wrong_setting_is_refused_before_anything_is_proposed(virtual: Virtual, storage: MemoryStorage, logger: Any) -> None:
+def test_a_wrong_setting_is_refused_before_anything_is_proposed(
+    virtual: Virtual, storage: MemoryStorage, logger: Any
+) -> None:
     """The configuration's mistake is found at start, not by the state machine."""
 
     async def work() -> None:

@@ -24,7 +24,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.entries: list[DecodedEntry] = []
-        self.answer: Callable[[int], Position | None | Exception] = lambda index: Position(index, 1)
+        self.answer: Callable[[int], Position | Exception | None] = lambda index: Position(index, 1)
 
     async def submit(self, entry: bytes, timeout_s: float) -> Position | None:
         self.entries.append(decode_entry(entry))

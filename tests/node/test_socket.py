@@ -74,7 +74,7 @@ def test_a_worker_can_do_everything(run: Run, connected: Any) -> None:
     """Commands, reads of every kind, watches, status and members, all over the socket."""
 
     async def work() -> None:
-        async with connected() as (node, store):
+        async with connected() as (_node, store):
             outcome = await store.propose(commands.put(b"a", b"1", attributes={"content-type": "text/plain"}))
             assert (outcome.status, outcome.revision) == (Status.OK, 1)
             record, info = await store.get(b"a")
@@ -192,15 +192,14 @@ def test_who_does_not_say_hello_is_closed(run: Run, start_node: Any, layout: Lay
     run(work())
 
 
-def test_sent_and_then_disconnected_is_unknown(run: Run, connected: Any, monkeypatch: Any) -> None:
+def test_sent_and_then_disconnected_is_unknown(run: Run, connected: Any, monkeypatch: Any, eventually: Any) -> None:
     """The node may have proposed it; only who never sent it may say that it was not applied."""
 
     async def work() -> None:
         async with connected() as (node, store):
             hang(node, monkeypatch)
             waiting = asyncio.ensure_future(store.propose(commands.put(b"a", b"1")))
-            while not node.parts.proposer.waiting_commands:
-                await asyncio.sleep(0)
+            await eventually(lambda: node.parts.proposer.waiting_commands)
             cut(node)
             with pytest.raises(OutcomeUnknown, match="after the command was sent"):
                 await waiting
@@ -278,7 +277,7 @@ def test_a_silent_node_is_not_waited_for_for_ever(run: Run, connected: Any, monk
     run(work())
 
 
-def test_a_restart_of_the_node_is_survived(run: Run, start_node: Any, layout: Layout) -> None:
+def test_a_restart_of_the_node_is_survived(run: Run, start_node: Any, layout: Layout, eventually: Any) -> None:
     """While it is away requests are refused as not applied; afterwards they work, and a watch goes on."""
 
     async def work() -> None:
@@ -287,21 +286,13 @@ def test_a_restart_of_the_node_is_survived(run: Run, start_node: Any, layout: La
             await store.propose(commands.put(b"a", b"1"))
             watch = store.watch(1)
             waiting = asyncio.ensure_future(watch.__anext__())
-        while True:
-            try:
-                await store.propose(commands.put(b"b", b"2"), timeout_s=0.5)
-            except Unavailable as error:
-                assert error.outcome == "not_applied"
-                break
-            except OutcomeUnknown:
-                pass
+        await eventually(lambda: not store._client.connected)
+        with pytest.raises(Unavailable) as refused:
+            await store.propose(commands.put(b"b", b"2"))
+        assert refused.value.outcome == "not_applied"
         async with start_node():
-            while True:
-                try:
-                    await store.propose(commands.put(b"c", b"3"))
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: store._client.connected)
+            await store.propose(commands.put(b"c", b"3"))
             assert (await store.get(b"a"))[0].value == b"1"
             seen = [change.key for change in (await waiting).changes]
             while b"c" not in seen:
@@ -312,7 +303,9 @@ def test_a_restart_of_the_node_is_survived(run: Run, start_node: Any, layout: La
     run(work())
 
 
-def test_a_worker_starts_before_its_node(run: Run, start_node: Any, layout: Layout, monkeypatch: Any) -> None:
+def test_a_worker_starts_before_its_node(
+    run: Run, start_node: Any, layout: Layout, monkeypatch: Any, eventually: Any
+) -> None:
     """`connect` returns, requests say that the node is away, and later they work."""
 
     async def work() -> None:
@@ -324,14 +317,8 @@ def test_a_worker_starts_before_its_node(run: Run, start_node: Any, layout: Layo
         with pytest.raises(Unavailable, match="away"):
             await store.get(b"a")
         async with start_node():
-            while not (await asyncio.gather(store.status(), return_exceptions=True))[0]:
-                await asyncio.sleep(0.01)
-            while True:
-                try:
-                    await store.propose(commands.put(b"a", b"1"))
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.01)
+            await eventually(lambda: store._client.connected)
+            await store.propose(commands.put(b"a", b"1"))
             await store.close()
 
     run(work())
@@ -399,7 +386,7 @@ def test_a_backup_is_a_whole_stream(run: Run, connected: Any) -> None:
     run(work())
 
 
-def test_a_receiver_that_does_not_read_holds_the_stream_back(run: Run, connected: Any) -> None:
+def test_a_receiver_that_does_not_read_holds_the_stream_back(run: Run, connected: Any, eventually: Any) -> None:
     """The node sends no more than the window allows, and a cancelled stream releases its pin."""
 
     async def work() -> None:
@@ -414,8 +401,7 @@ def test_a_receiver_that_does_not_read_holds_the_stream_back(run: Run, connected
             queued = sum(len(chunk.data) for chunk in stream._queue._queue)
             assert 0 < queued <= server_module.STREAM_WINDOW_BYTES + (1 << 20) < stream.length_bytes
             await stream.close()
-            while node.parts.storage.figures()["snapshots_open"] > 1:
-                await asyncio.sleep(0.001)
+            await eventually(lambda: node.parts.storage.figures()["snapshots_open"] == 1)
 
     run(work())
 

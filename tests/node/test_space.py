@@ -174,7 +174,13 @@ def test_nothing_is_reported_before_genesis(virtual: Virtual, storage: MemorySto
     async def work() -> None:
         machine = StateMachine(storage)
         space = SpaceWatch(
-            machine, storage, lambda *_: 1 / 0, node_id="n", directories=[], low_bytes=0, logger=logger  # type: ignore[arg-type,return-value]
+            machine,
+            storage,
+            lambda *_: 1 / 0,
+            node_id="n",
+            directories=[],
+            low_bytes=0,
+            logger=logger,  # type: ignore[arg-type,return-value]
         )
         space.poll()
 
