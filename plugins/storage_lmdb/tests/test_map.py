@@ -148,7 +148,7 @@ except Exception as error:
 
 
 def test_a_small_address_space(directory: Path) -> None:
-    """Where the system refuses the map, a smaller one serves; where it cannot grow, full is said, and no data lost."""
+    """Where the system refuses the map, a smaller one serves; where it cannot grow, that is said and nothing lost."""
     command = [sys.executable, "-c", SMALL_ADDRESS_SPACE, str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from raftkv_storage_lmdb.engine import LmdbStorage
 
-from raftkv_core.errors import StorageFull
+from raftkv_core.errors import StorageError, StorageFull
 from raftkv_core.testing.storage import contents, fill
 
 MIB = 1 << 20
@@ -79,9 +79,8 @@ def test_what_does_not_fit_never_happened(opens: Opens, directory: Path) -> None
     with storage.write() as txn:
         txn.put("meta", b"early", b"of the same transaction")
         with pytest.raises(StorageFull):
-            for number in range(2_000):
-                txn.put("kv", b"%06d" % number, bytes(10_000))
-        with pytest.raises(Exception, match="not committed"):
+            txn.put_many("kv", [(b"%06d" % number, bytes(10_000)) for number in range(2_000)])
+        with pytest.raises(StorageError, match="not committed"):
             txn.commit()
     assert contents(storage) == {"kv": {b"kept": b"1"}}
     storage.close()
@@ -172,8 +171,8 @@ print("done")
 @pytest.mark.needs("root", "mount")
 @pytest.mark.parametrize("reserve_bytes", [0, 4 * MIB])
 def test_a_full_file_system(tmp_path: Path, reserve_bytes: int) -> None:
-    """Where the file system is full: StorageFull, no half commit after a restart, and the reserve as the way out."""
-    mount = f"mount -t tmpfs -o size=24m none {tmp_path} && exec {sys.executable} -c \"$0\" {tmp_path} {reserve_bytes}"
+    """StorageFull, no half commit after a restart, and the reserve as the way out."""
+    mount = f'mount -t tmpfs -o size=24m none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path} {reserve_bytes}'
     command = ["unshare", "--mount", "sh", "-c", mount, FULL_DISK]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
