@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -485,6 +486,20 @@ def raftkv_register_consensus(register):
 """
 
 
+def free_block() -> int:
+    """A client port with room for three nodes' Raft ports, away from those that connections are given."""
+
+    def free(port: int) -> bool:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+        return True
+
+    return next(base for base in random.sample(range(12_000, 30_000), 100) if all(map(free, range(base, base + 11))))
+
+
 @pytest.fixture
 def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed for processes that the test starts."""
@@ -500,8 +515,7 @@ def fake_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("without_http", "fake_engine")
 def test_the_others_go_on_when_one_is_killed(up: Callable[..., Up]) -> None:
     """Three nodes by default where an engine replicates; a killed one is down, the rest stays and stops cleanly."""
-    [port] = free_ports(1)
-    running = up("--storage", "memory", "--http-port", str(max(port, 2_100)))
+    running = up("--storage", "memory", "--http-port", str(free_block()))
     assert "3 nodes, storage memory, consensus fake" in running.said(r"^raftkv .*$")[0]
     for name in ("node1", "node2", "node3"):
         running.said(rf"^{name}: ready")
