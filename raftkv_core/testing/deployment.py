@@ -74,6 +74,7 @@ class Deployment:
         self.port, self.management_port, raft_port = free_ports(3)
         self.log = folder / "output.log"
         self.process: subprocess.Popen[bytes] | None = None
+        self._killed_node = 0
         self.config.write_text(
             f"""
 [node]
@@ -129,8 +130,9 @@ management_bind = "127.0.0.1:{self.management_port}"
     def kill(self, who: str) -> int:
         """kill -9 of `supervisor` or `node`; the pid that was killed."""
         assert self.process is not None
-        pid = self.process.pid if who == "supervisor" else int((self.data / "run" / "node.pid").read_text())
+        pid = self.process.pid if who == "supervisor" else self._node_pid()
         os.kill(pid, signal.SIGKILL)
+        self._killed_node = pid if who == "node" else 0
         if who == "supervisor":
             self.process.wait(timeout=DEADLINE_S)
             self.process = None
@@ -139,12 +141,17 @@ management_bind = "127.0.0.1:{self.management_port}"
     def wait_ready(self, deadline_s: float = DEADLINE_S) -> None:
         def ready() -> bool:
             assert self.process is None or self.process.poll() is None, f"it ended:\n{self.output()}"
+            if self._killed_node and self._node_pid() == self._killed_node:
+                return False  # a worker may not have noticed yet
             try:
                 return self.request("GET", "/readyz").status == 200
             except OSError:
                 return False
 
         wait_for(ready, f"readiness of the node in {self.folder}", deadline_s)
+
+    def _node_pid(self) -> int:
+        return int((self.data / "run" / "node.pid").read_text())
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")
