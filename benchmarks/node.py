@@ -17,7 +17,6 @@ import asyncio
 import cProfile
 import multiprocessing
 import multiprocessing.synchronize
-import os
 import sys
 import tempfile
 import time
@@ -71,9 +70,16 @@ def run_node(config: Config, profile: str | None, stop: multiprocessing.synchron
     profiler.dump_stats(profile)
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def cpu_seconds(pid: int) -> tuple[float, float]:
+    """Of the node's loop, and of its other threads (log, storage)."""
+    loop = others = 0.0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        fields = (task / "schedstat").read_text().split()
+        if task.name == str(pid):
+            loop = int(fields[0]) / 1e9
+        else:
+            others += int(fields[0]) / 1e9
+    return loop, others
 
 
 async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) -> dict[str, Any]:
@@ -81,26 +87,25 @@ async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) ->
     value = b"v" * arguments.value_bytes
     keys = [b"key-%06d" % number for number in range(arguments.keys)]
     latencies: list[float] = []
-    loop = asyncio.get_running_loop()
-    stop_at = loop.time() + arguments.seconds
+    stop_at = time.monotonic() + arguments.seconds
     if arguments.reads:
         for start in range(0, len(keys), 500):
             await asyncio.gather(*(store.propose(commands.put(key, value)) for key in keys[start : start + 500]))
-        stop_at = loop.time() + arguments.seconds
+        stop_at = time.monotonic() + arguments.seconds
 
     async def write(number: int) -> None:
         turn = number * 7919
-        while (now := loop.time()) < stop_at:
+        while (now := time.monotonic()) < stop_at:
             turn += 1
             await store.propose(commands.put(keys[turn % len(keys)], value))
-            latencies.append(loop.time() - now)
+            latencies.append(time.monotonic() - now)
 
     async def read(number: int) -> None:
         turn = number * 7919
-        while (now := loop.time()) < stop_at:
+        while (now := time.monotonic()) < stop_at:
             turn += 1
             await store.get(keys[turn % len(keys)], level=arguments.reads)
-            latencies.append(loop.time() - now)
+            latencies.append(time.monotonic() - now)
 
     work = read if arguments.reads else write
     node_before, began = cpu_seconds(node_pid), time.monotonic()
@@ -108,10 +113,11 @@ async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) ->
     jobs = [work(number) for number in range(arguments.clients)]
     jobs += [write(number) for number in range(arguments.writers if arguments.reads else 0)]
     await asyncio.gather(*jobs)
-    took = time.monotonic() - began
+    took, node_after = time.monotonic() - began, cpu_seconds(node_pid)
     result = {
         "rate": len(latencies) / took,
-        "node_cores": (cpu_seconds(node_pid) - node_before) / took,
+        "loop_cores": (node_after[0] - node_before[0]) / took,
+        "thread_cores": (node_after[1] - node_before[1]) / took,
         "client_cores": (time.process_time() - own_before) / took,
         "latencies": sorted(latencies),
         "status": await store.status(),
@@ -166,7 +172,8 @@ def report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
         f"p99 {1_000 * latencies[len(latencies) * 99 // 100]:.2f} ms"
     )
     print(
-        f"  node {result['node_cores']:.2f} cores ({1e6 * result['node_cores'] / rate:.1f} µs each), "
+        f"  node's loop {result['loop_cores']:.2f} cores ({1e6 * result['loop_cores'] / rate:.1f} µs each), "
+        f"its threads {result['thread_cores']:.2f} ({1e6 * result['thread_cores'] / rate:.1f} µs), "
         f"client {result['client_cores']:.2f} cores ({1e6 * result['client_cores'] / rate:.1f} µs each)"
     )
     print(

@@ -16,7 +16,8 @@ from raftkv_core import limits
 from raftkv_core.errors import InvalidRequest, NoSpace, RequestError
 from raftkv_core.machine.commands import Op
 from raftkv_core.machine.entries import command_weight
-from raftkv_core.node.proposer import Batch, Proposer, Sink
+from raftkv_core.node.batches import Batch, Sink
+from raftkv_core.node.proposer import Proposer
 
 __all__ = ["Admission"]
 

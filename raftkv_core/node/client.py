@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -24,14 +24,13 @@ from raftkv_core.interfaces.consensus import Position
 from raftkv_core.machine.commands import Outcome
 from raftkv_core.node.deadlines import Deadlines
 from raftkv_core.node.frames import FrameProtocol
+from raftkv_core.node.incoming import IncomingStream
 from raftkv_core.node.messages import (
     FRAME_BYTES_TARGET,
     PROTOCOL,
     BarrierRequest,
     Call,
-    Cancel,
     Chunk,
-    Credit,
     Failed,
     Hello,
     News,
@@ -49,7 +48,7 @@ from raftkv_core.node.messages import (
 )
 from raftkv_core.node.watch import RevisionNews
 
-__all__ = ["IncomingStream", "NodeClient"]
+__all__ = ["NodeClient"]
 
 RECONNECT_FIRST_S: Final = 0.02
 RECONNECT_MOST_S: Final = 1.0
@@ -65,40 +64,6 @@ class _Gathered(NamedTuple):
     command: bytes
     timeout_ms: int
     future: asyncio.Future[Outcome]
-
-
-class IncomingStream:
-    """A snapshot from the node; iterate `chunks` once, then `close`."""
-
-    def __init__(self, client: NodeClient, stream_id: int) -> None:
-        self._client = client
-        self._id = stream_id
-        self._queue: asyncio.Queue[Chunk | RequestError] = asyncio.Queue()
-        self._ended = False
-        self.label = Position(0, 0)
-        self.length_bytes = 0
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """`length_bytes` bytes in all. Raises Unavailable when the node ends it early."""
-        while not self._ended:
-            item = await self._queue.get()
-            if isinstance(item, RequestError):
-                self._ended = True
-                raise item
-            self._ended = not item.more
-            if item.data:
-                self._client.send(Credit(self._id, len(item.data)))
-                yield item.data
-
-    async def close(self) -> None:
-        """Tell the node, if it is not at its end."""
-        self._client.end_stream(self._id)
-        if not self._ended:
-            self._ended = True
-            self._client.send(Cancel(self._id))
-
-    def put(self, item: Chunk | RequestError) -> None:
-        self._queue.put_nowait(item)
 
 
 class NodeClient:
@@ -252,7 +217,7 @@ class NodeClient:
         """A stream of the node's data; label and length are known when this returns."""
         future: asyncio.Future[msgspec.Raw]
         request_id, future = self._request(timeout_s, changes=False)
-        stream = self._streams[request_id] = IncomingStream(self, request_id)
+        stream = self._streams[request_id] = IncomingStream(request_id, self.send, self._forget_stream)
         self.send(Call(request_id, max(1, int(timeout_s * 1_000)), "backup", pack(())))
         try:
             index, term, stream.length_bytes = _BEGUN.decode(await future)
@@ -262,7 +227,7 @@ class NodeClient:
         stream.label = Position(index, term)
         return stream
 
-    def end_stream(self, stream_id: int) -> None:
+    def _forget_stream(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
 
     def flush(self) -> None:

@@ -17,25 +17,18 @@ serves all deadlines.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
-from raftkv_core import limits
 from raftkv_core.errors import NotApplied, OutcomeUnknown, Overloaded, RequestError, Unavailable
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.machine.commands import Outcome
-from raftkv_core.machine.entries import (
-    COMMAND_OVERHEAD_BYTES,
-    ENTRY_WEIGHT_MAX,
-    ProposalId,
-    encode_entry,
-    entry_header_bytes,
-)
+from raftkv_core.machine.entries import COMMAND_OVERHEAD_BYTES, ProposalId, encode_entry, entry_header_bytes
 from raftkv_core.machine.state import Applied
+from raftkv_core.node.batches import Batch, BatchQueue, Flight, FutureSink
 
-__all__ = ["Batch", "FutureSink", "Proposer", "Sink"]
+__all__ = ["Proposer", "ProposerFigures"]
 
 WINDOW_ENTRIES: Final = 8
 """Entries in flight at once. Fewer make larger groups, more hide the round trip to other members."""
@@ -43,63 +36,7 @@ WINDOW_ENTRIES: Final = 8
 SWEEP_LEAST_S: Final = 0.01
 """Deadlines are kept to about this."""
 
-
-class Sink(Protocol):
-    """Who waits for a batch. Each command is named once, in `resolved` or in `failed`."""
-
-    def resolved(self, batch: Batch, at: int, outcomes: Sequence[Outcome]) -> None:
-        """The outcomes of the commands from place `at` on."""
-
-    def failed(self, batch: Batch, at: int, count: int, error: RequestError) -> None:
-        """The `count` commands from place `at` on end with the error."""
-
-
-class Batch:
-    """Commands that one sink proposes together. `weights` is None while every command weighs 1."""
-
-    __slots__ = ("bytes", "commands", "deadline", "sink", "taken", "token", "weights")
-
-    def __init__(
-        self, sink: Sink, token: int, commands: Sequence[bytes], deadline: float, weights: Sequence[int] | None = None
-    ) -> None:
-        """`deadline` is in the loop's time. `token` is the sink's own number of the first command."""
-        self.sink = sink
-        self.token = token
-        self.commands = commands
-        self.deadline = deadline
-        self.weights = weights
-        self.bytes = sum(map(len, commands)) + COMMAND_OVERHEAD_BYTES * len(commands)
-        self.taken = 0
-
-
-class FutureSink:
-    """For who proposes a single command and awaits its outcome."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.future: asyncio.Future[Outcome] = loop.create_future()
-
-    def resolved(self, batch: Batch, at: int, outcomes: Sequence[Outcome]) -> None:  # noqa: ARG002
-        if not self.future.done():
-            self.future.set_result(outcomes[0])
-
-    def failed(self, batch: Batch, at: int, count: int, error: RequestError) -> None:  # noqa: ARG002
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-@dataclass(slots=True)
-class _Flight:
-    """An entry that was handed to the engine."""
-
-    sequence: int
-    parts: list[tuple[Batch, int, int]]
-    """(batch, place of the first command, number of commands)"""
-    commands: int
-    bytes: int
-    deadline: float
-    position: Position | None = None
-    counted: bool = True
-    """It takes a place in the window."""
+Submit = Callable[[bytes, float], Awaitable[Position | None]]
 
 
 @dataclass
@@ -111,9 +48,6 @@ class ProposerFigures:
     entries: int = 0
     refused: int = 0
     unknown: int = 0
-
-
-Submit = Callable[[bytes, float], Awaitable[Position | None]]
 
 
 class Proposer:
@@ -143,20 +77,21 @@ class Proposer:
         self._bytes_max = queue_bytes
         self._window = window
         self._header_bytes = entry_header_bytes(node_id)
-        self._queue: deque[Batch] = deque()
-        self._flights: dict[int, _Flight] = {}
-        self._by_index: dict[int, _Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._sequence = 0
+        self._queue = BatchQueue()
+        self._flights: dict[int, Flight] = {}
+        self._by_index: dict[int, Flight] = {}
         self._counted = 0
-        self._restored_index = 0
+        """Flights that take a place in the window."""
+        self._sequence = 0
         self._applied_index = 0
+        self._restored_index = 0
         self._waiting_commands = 0
         self._waiting_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pump_scheduled = False
         self._sweep: asyncio.TimerHandle | None = None
         self._sweep_at = 0.0
-        self._stopped = False
+        self._stopping = False
         self._drained: asyncio.Future[None] | None = None
         self.figures = ProposerFigures()
 
@@ -169,32 +104,33 @@ class Proposer:
 
     def add(self, batch: Batch) -> None:
         """Queue what there is room for; the rest fails at once with Overloaded."""
-        if self._stopped:
-            self._refuse(batch, 0, Unavailable("the node is stopping; send it again to another or later"))
+        if self._stopping:
+            self._refuse(batch, _stopping())
             return
-        count = len(batch.commands)
-        if self._waiting_commands + count > self._commands_max or self._waiting_bytes + batch.bytes > self._bytes_max:
+        if (
+            self._waiting_commands + len(batch.commands) > self._commands_max
+            or self._waiting_bytes + batch.bytes > self._bytes_max
+        ):
             fits = self._fitting(batch)
+            waiting = self._waiting_commands
+            accepted, batch.taken = batch.first(fits), fits
             self._refuse(
                 batch,
-                fits,
                 Overloaded(
-                    f"{self._waiting_commands} commands wait for an outcome already; retry later, or raise "
-                    "limits.queue_commands and limits.queue_bytes"
+                    f"{waiting} commands wait for an outcome already; retry later, or raise limits.queue_commands "
+                    "and limits.queue_bytes"
                 ),
             )
-            if not fits:
-                return
-            weights = None if batch.weights is None else batch.weights[:fits]
-            batch = Batch(batch.sink, batch.token, batch.commands[:fits], batch.deadline, weights)
-        self._enqueue(batch)
+            batch = accepted
+        if batch.commands:
+            self._enqueue(batch)
 
-    def propose(self, command: bytes, timeout_s: float, weight: int = 1) -> asyncio.Future[Outcome]:
-        """One command of the node's own; it is queued whatever the load. InvalidRequest is the caller's care."""
+    def propose(self, command: bytes, timeout_s: float) -> asyncio.Future[Outcome]:
+        """A small command of the node's own; it is queued whatever the load."""
         sink = FutureSink(self._loop)
-        batch = Batch(sink, 0, [command], self._loop.time() + timeout_s, None if weight == 1 else [weight])
-        if self._stopped:
-            self._refuse(batch, 0, Unavailable("the node is stopping"))
+        batch = Batch(sink, 0, [command], self._loop.time() + timeout_s)
+        if self._stopping:
+            self._refuse(batch, _stopping())
         else:
             self._enqueue(batch)
         return sink.future
@@ -205,29 +141,28 @@ class Proposer:
         batch = Batch(sink, 0, [command], self._loop.time() + timeout_s)
         self._waiting_commands += 1
         self._waiting_bytes += batch.bytes
-        self._launch(history_id, [command], [(batch, 0, 1)], batch.bytes, batch.deadline)
+        self._launch(history_id, Flight.alone(batch))
         return sink.future
 
     def _enqueue(self, batch: Batch) -> None:
         self._waiting_commands += len(batch.commands)
         self._waiting_bytes += batch.bytes
-        self._queue.append(batch)
+        self._queue.add(batch)
         self._arm(batch.deadline)
         self.wake()
 
     def _fitting(self, batch: Batch) -> int:
-        most = min(len(batch.commands), self._commands_max - self._waiting_commands)
-        room = self._bytes_max - self._waiting_bytes
-        for place in range(max(0, most)):
-            room -= len(batch.commands[place]) + COMMAND_OVERHEAD_BYTES
-            if room < 0:
+        """How many commands of a batch that is too large there is room for."""
+        room_bytes = self._bytes_max - self._waiting_bytes
+        most = max(0, min(len(batch.commands), self._commands_max - self._waiting_commands))
+        for place in range(most):
+            room_bytes -= len(batch.commands[place]) + COMMAND_OVERHEAD_BYTES
+            if room_bytes < 0:
                 return place
-        return max(0, most)
+        return most
 
-    def _refuse(self, batch: Batch, at: int, error: RequestError) -> None:
-        count = len(batch.commands) - at
-        self.figures.refused += count
-        batch.sink.failed(batch, at, count, error)
+    def _refuse(self, batch: Batch, error: RequestError) -> None:
+        self.figures.refused += batch.fail_rest(error)
 
     # ---------------------------------------------------------------- out
 
@@ -240,70 +175,24 @@ class Proposer:
     def _pump(self) -> None:
         self._pump_scheduled = False
         history_id = self._history_id()
-        if not history_id:
-            return
-        while self._queue and self._counted < self._window:
-            self._pack(history_id)
+        while history_id and self._queue and self._counted < self._window:
+            self._launch(history_id, self._queue.take_entry(self._header_bytes))
 
-    def _pack(self, history_id: bytes) -> None:
-        """Make one entry of what is queued, as far as it fits."""
-        commands: list[bytes] = []
-        parts: list[tuple[Batch, int, int]] = []
-        room_commands = limits.ENTRY_COMMANDS_MAX
-        room_bytes = limits.ENTRY_BYTES_MAX - self._header_bytes
-        room_weight = ENTRY_WEIGHT_MAX
-        deadline = 0.0
-        taken_bytes = 0
-        queue = self._queue
-        while queue and room_commands:
-            batch = queue[0]
-            at = batch.taken
-            if (
-                not at
-                and batch.weights is None
-                and len(batch.commands) <= min(room_commands, room_weight)
-                and (batch.bytes <= room_bytes)
-            ):
-                count, size, weight = len(batch.commands), batch.bytes, len(batch.commands)
-                commands += batch.commands
-            else:
-                count, size, weight = _prefix(batch, room_commands, room_bytes, room_weight)
-                if not count:
-                    break
-                commands += batch.commands[at : at + count]
-            batch.taken = at + count
-            parts.append((batch, at, count))
-            room_commands -= count
-            room_bytes -= size
-            room_weight -= weight
-            taken_bytes += size
-            deadline = max(deadline, batch.deadline)
-            if batch.taken < len(batch.commands):
-                break
-            queue.popleft()
-        self._launch(history_id, commands, parts, taken_bytes, deadline)
-
-    def _launch(
-        self,
-        history_id: bytes,
-        commands: list[bytes],
-        parts: list[tuple[Batch, int, int]],
-        size: int,
-        deadline: float,
-    ) -> None:
+    def _launch(self, history_id: bytes, flight: Flight) -> None:
         self._sequence += 1
-        sequence = self._sequence
-        data = encode_entry(history_id, ProposalId(self._node_id, self._incarnation, sequence), commands)
-        flight = self._flights[sequence] = _Flight(sequence, parts, len(commands), size, deadline)
+        flight.sequence = self._sequence
+        proposal = ProposalId(self._node_id, self._incarnation, flight.sequence)
+        data = encode_entry(history_id, proposal, flight.commands)
+        self._flights[flight.sequence] = flight
         self._counted += 1
-        self._arm(min(batch.deadline for batch, _at, _count in parts))
+        self._arm(flight.next_deadline)
         task = self._loop.create_task(self._hand_over(flight, data))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hand_over(self, flight: _Flight, data: bytes) -> None:
+    async def _hand_over(self, flight: Flight, data: bytes) -> None:
         try:
-            position = await self._submit(data, max(0.001, flight.deadline - self._loop.time()))
+            position = await self._submit(data, max(0.001, flight.last_deadline - self._loop.time()))
         except NotApplied as error:
             self._fail(flight, error)
         except OutcomeUnknown:
@@ -315,7 +204,7 @@ class Proposer:
             if position is not None and flight.sequence in self._flights:
                 self._placed(flight, position)
 
-    def _placed(self, flight: _Flight, position: Position) -> None:
+    def _placed(self, flight: Flight, position: Position) -> None:
         if position.index <= self._restored_index:
             self._fail(flight, _below_stream())
         elif position.index <= self._applied_index:
@@ -329,26 +218,26 @@ class Proposer:
     def applied(self, results: Iterable[Applied], index: int) -> None:
         """The machine applied these, and now stands at `index`."""
         self._applied_index = max(self._applied_index, index)
-        flights = self._flights
-        if not flights:
+        if not self._flights:
             return
         for result in results:
             proposal = result.proposal
             if proposal is None or proposal.incarnation != self._incarnation or proposal.node_id != self._node_id:
                 continue
-            flight = flights.get(proposal.sequence)
+            flight = self._flights.get(proposal.sequence)
             if flight is not None:
-                self._resolve(flight, result.outcomes)
+                self._take_out(flight)
+                self.figures.entries += 1
+                self.figures.commands += len(flight.commands)
+                flight.resolve(result.outcomes)
         if self._by_index:
             # Ours were taken out above, so what is left at or below `index` was replaced by something else.
-            for flight in [flight for at, flight in self._by_index.items() if at <= index]:
-                self._fail(flight, _overtaken())
+            self._fail_up_to(index, _overtaken)
 
     def restored(self, position: Position) -> None:
         """A stream was installed; what became of entries at or below its position nobody here can tell."""
         self._restored_index = self._applied_index = position.index
-        for flight in [flight for at, flight in self._by_index.items() if at <= position.index]:
-            self._fail(flight, _below_stream())
+        self._fail_up_to(position.index, _below_stream)
 
     def term_changed(self) -> None:
         """Entries of an earlier term may never come: they go on waiting, but hold no place in the window."""
@@ -357,79 +246,62 @@ class Proposer:
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing more; return when nothing waits for an outcome any longer, or after `timeout_s`."""
-        self._stopped = True
+        self._stopping = True
         if self._waiting_commands:
             self._drained = self._loop.create_future()
             await asyncio.wait([self._drained], timeout=timeout_s)
 
     async def stop(self) -> None:
         """End every wait: what was queued is not applied, what was in flight is unknown."""
-        self._stopped = True
+        self._stopping = True
         if self._sweep is not None:
             self._sweep.cancel()
-        while self._queue:
-            batch = self._queue.popleft()
-            self._forget(batch, batch.taken)
-            self._refuse(batch, batch.taken, Unavailable("the node is stopping; send it again to another or later"))
+        self._refuse_queued(self._queue.take_all(), _stopping())
         for flight in list(self._flights.values()):
             self._fail(flight, OutcomeUnknown("the node stopped before the outcome was known"))
-        tasks = list(self._tasks)
-        for task in tasks:
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _resolve(self, flight: _Flight, outcomes: Sequence[Outcome]) -> None:
-        self._take_out(flight)
-        self.figures.entries += 1
-        self.figures.commands += flight.commands
-        at = 0
-        for batch, place, count in flight.parts:
-            if place >= 0:
-                part = outcomes if count == len(outcomes) else outcomes[at : at + count]
-                batch.sink.resolved(batch, place, part)
-            at += count
+    def _fail_up_to(self, index: int, error: Callable[[], RequestError]) -> None:
+        for flight in [flight for at, flight in self._by_index.items() if at <= index]:
+            self._fail(flight, error())
 
-    def _fail(self, flight: _Flight, error: RequestError) -> None:
-        if flight.sequence not in self._flights:
-            return
-        self._take_out(flight)
-        for batch, place, count in flight.parts:
-            if place >= 0:
-                self._count_failure(error, count)
-                batch.sink.failed(batch, place, count, error)
+    def _fail(self, flight: Flight, error: RequestError) -> None:
+        if flight.sequence in self._flights:
+            self._take_out(flight)
+            self._count(error, flight.fail(error))
 
-    def _take_out(self, flight: _Flight) -> None:
+    def _take_out(self, flight: Flight) -> None:
         del self._flights[flight.sequence]
         if flight.position is not None:
             self._by_index.pop(flight.position.index, None)
-        self._waiting_commands -= flight.commands
-        self._waiting_bytes -= flight.bytes
         self._set_adrift(flight)
-        self._note_drained()
+        self._forget(len(flight.commands), flight.bytes)
 
-    def _set_adrift(self, flight: _Flight) -> None:
+    def _set_adrift(self, flight: Flight) -> None:
         if flight.counted:
             flight.counted = False
             self._counted -= 1
             self.wake()
 
-    def _forget(self, batch: Batch, at: int) -> None:
-        """Commands of a queued batch from place `at` on no longer wait."""
-        self._waiting_commands -= len(batch.commands) - at
-        self._waiting_bytes -= sum(map(len, batch.commands[at:])) + COMMAND_OVERHEAD_BYTES * (
-            len(batch.commands) - at
-        )
-        self._note_drained()
+    def _refuse_queued(self, batches: Iterable[Batch], error: RequestError) -> None:
+        for batch in batches:
+            self._forget(len(batch.commands) - batch.taken, batch.bytes_left())
+            self._refuse(batch, error)
 
-    def _note_drained(self) -> None:
+    def _forget(self, commands: int, size: int) -> None:
+        """So many no longer wait."""
+        self._waiting_commands -= commands
+        self._waiting_bytes -= size
         if self._drained is not None and not self._waiting_commands and not self._drained.done():
             self._drained.set_result(None)
 
-    def _count_failure(self, error: RequestError, count: int) -> None:
+    def _count(self, error: RequestError, commands: int) -> None:
         if error.outcome == "unknown":
-            self.figures.unknown += count
+            self.figures.unknown += commands
         else:
-            self.figures.refused += count
+            self.figures.refused += commands
 
     # ---------------------------------------------------------------- deadlines
 
@@ -439,60 +311,36 @@ class Proposer:
                 return
             self._sweep.cancel()
         self._sweep_at = max(deadline, self._loop.time() + SWEEP_LEAST_S)
-        self._sweep = self._loop.call_at(self._sweep_at, self.sweep)
+        self._sweep = self._loop.call_at(self._sweep_at, self._expire)
 
-    def sweep(self) -> None:
+    def _expire(self) -> None:
         """End every wait whose deadline has come, and set the timer for the next."""
         self._sweep = None
         now = self._loop.time()
-        late = [batch for batch in self._queue if batch.deadline <= now]
-        if late:
-            self._queue = deque(batch for batch in self._queue if batch.deadline > now)
-            for batch in late:
-                self._forget(batch, batch.taken)
-                self._refuse(
-                    batch,
-                    batch.taken,
-                    Unavailable("its deadline came before the command could be proposed; retry later"),
-                )
+        self._refuse_queued(self._queue.take_expired(now), _not_in_time())
         for flight in list(self._flights.values()):
-            self._expire(flight, now)
-        deadlines = [batch.deadline for batch in self._queue]
-        deadlines += [
-            batch.deadline for flight in self._flights.values() for batch, place, _count in flight.parts if place >= 0
-        ]
+            error = _unknown_in_time()
+            self._count(error, flight.expire(now, error))
+            if flight.forgotten:
+                self._take_out(flight)
+        deadlines = self._queue.deadlines()
+        deadlines += [flight.next_deadline for flight in self._flights.values()]
         if deadlines:
             self._arm(min(deadlines))
 
-    def _expire(self, flight: _Flight, now: float) -> None:
-        late = [part for part in flight.parts if part[1] >= 0 and part[0].deadline <= now]
-        if not late:
-            return
-        for batch, place, count in late:
-            error = OutcomeUnknown(
-                "its deadline came before the outcome was known; read the key, or retry with an idempotency key"
-            )
-            self._count_failure(error, count)
-            batch.sink.failed(batch, place, count, error)
-        # A part that ended keeps its number of commands, so that the outcomes of the others are found.
-        flight.parts = [(batch, -1 if batch.deadline <= now else at, count) for batch, at, count in flight.parts]
-        if all(at < 0 for _batch, at, _count in flight.parts):
-            self._take_out(flight)
+
+def _stopping() -> Unavailable:
+    return Unavailable("the node is stopping; send it again to another or later")
 
 
-def _prefix(batch: Batch, room_commands: int, room_bytes: int, room_weight: int) -> tuple[int, int, int]:
-    """How many of the commands not yet taken fit, their bytes and their weight."""
-    count = size = weight = 0
-    weights = batch.weights
-    for place in range(batch.taken, min(len(batch.commands), batch.taken + room_commands)):
-        more = len(batch.commands[place]) + COMMAND_OVERHEAD_BYTES
-        heavier = 1 if weights is None else weights[place]
-        if size + more > room_bytes or weight + heavier > room_weight:
-            break
-        count += 1
-        size += more
-        weight += heavier
-    return count, size, weight
+def _not_in_time() -> Unavailable:
+    return Unavailable("its deadline came before the command could be proposed; retry later")
+
+
+def _unknown_in_time() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "its deadline came before the outcome was known; read the key, or retry with an idempotency key"
+    )
 
 
 def _overtaken() -> NotApplied:

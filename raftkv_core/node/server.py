@@ -22,6 +22,7 @@ from raftkv_core.interfaces.consensus import Level
 from raftkv_core.machine.commands import Outcome
 from raftkv_core.node.admission import Admission
 from raftkv_core.node.barrier import ReadBarrier
+from raftkv_core.node.batches import Batch
 from raftkv_core.node.calls import Calls
 from raftkv_core.node.frames import FrameError, FrameProtocol
 from raftkv_core.node.messages import (
@@ -48,7 +49,6 @@ from raftkv_core.node.messages import (
     pack,
 )
 from raftkv_core.node.outgoing import OutgoingStream
-from raftkv_core.node.proposer import Batch
 from raftkv_core.node.watch import RevisionNews
 
 __all__ = ["NodeServer", "Services"]

@@ -21,7 +21,7 @@ from raftkv_core.machine.commands import Outcome, check_key
 from raftkv_core.machine.meta import read_state
 from raftkv_core.node.admission import Admission
 from raftkv_core.node.barrier import ReadBarrier
-from raftkv_core.node.proposer import FutureSink
+from raftkv_core.node.batches import FutureSink
 from raftkv_core.node.reading import Reading
 from raftkv_core.node.watch import RevisionNews
 

@@ -11,7 +11,7 @@ from raftkv_core.errors import InvalidRequest, NoSpace, RequestError
 from raftkv_core.machine import commands
 from raftkv_core.machine.commands import Outcome
 from raftkv_core.node.admission import Admission
-from raftkv_core.node.proposer import Batch
+from raftkv_core.node.batches import Batch
 
 
 class Queue:

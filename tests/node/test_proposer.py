@@ -14,7 +14,8 @@ from raftkv_core.interfaces.consensus import Position
 from raftkv_core.machine.commands import Outcome
 from raftkv_core.machine.entries import DecodedEntry, ProposalId, decode_entry
 from raftkv_core.machine.state import Applied
-from raftkv_core.node.proposer import Batch, Proposer
+from raftkv_core.node.batches import Batch
+from raftkv_core.node.proposer import Proposer
 
 HISTORY = b"h" * 16
 
