@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import resource
+import socket
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +32,7 @@ from raftkv_transport_http_falcon.metrics import Counters
 from raftkv_transport_http_falcon.plugin import HttpSettings
 from raftkv_transport_http_falcon.routes import names
 from raftkv_transport_http_falcon.service import Service
+from raftkv_transport_http_falcon.sockets import listen
 from raftkv_transport_http_falcon.worker import HttpWorker
 
 __all__ = ["HttpServer", "serve"]
@@ -48,19 +51,20 @@ _logger = logging.getLogger("raftkv.http")
 class HttpServer(BaseApplication):  # type: ignore[misc]  # gunicorn is not typed
     """What gunicorn asks for its configuration and, in each worker, for the application."""
 
-    def __init__(self, config: Config, connect: Connect) -> None:
-        """Raises ConfigError for a file that is missing or wrong."""
+    def __init__(self, config: Config, connect: Connect, sockets: Sequence[socket.socket]) -> None:
+        """`sockets` as `listen` makes them; gunicorn takes them over."""
         self.config = config
         self.settings = _settings(config)
         self.limits = Limits.of(self.settings)
         self.counters = Counters(names(), self.settings.workers)
         self._connect = connect
+        self._descriptors = [each.detach() for each in sockets]
         super().__init__()
 
     def load_config(self) -> None:
         settings = self.settings
         chosen = {
-            "bind": [settings.bind, *filter(None, [settings.management_bind])],
+            "bind": [f"fd://{descriptor}" for descriptor in self._descriptors],
             "workers": settings.workers,
             "worker_class": HttpWorker,
             "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
@@ -108,7 +112,7 @@ class _Logger(Logger):  # type: ignore[misc]  # gunicorn is not typed
 
 
 def _say_where(arbiter: Arbiter) -> None:
-    _logger.info("listening at %s", ", ".join(str(listener) for listener in arbiter.LISTENERS))
+    _logger.info("listening at %s", ", ".join(dict.fromkeys(map(str, arbiter.LISTENERS))))
 
 
 def _after_fork(_arbiter: Arbiter, worker: HttpWorker) -> None:
@@ -123,9 +127,10 @@ def serve(config: Config, connect: Connect) -> int:
     for name in _ENVIRONMENT_OF_GUNICORN:
         os.environ.pop(name, None)
     configure_logging(config.logging, node=config.node.id, process="http")
-    server = HttpServer(config, connect)
-    _check_files(server.settings)
-    server.limits = server.limits._replace(connections_max=_allow_files(server.limits.connections_max))
+    settings = _settings(config)
+    _check_files(settings)
+    server = HttpServer(config, connect, listen(settings))
+    server.limits = server.limits._replace(connections_max=_allow_files(settings.connections_max))
     try:
         server.run()
     except SystemExit as end:

@@ -20,6 +20,7 @@ __all__ = ["HttpWorker"]
 class HttpWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker is not typed
     """One worker process. Everything uvicorn could learn from the environment is said here instead."""
 
+    sockets: list[Any]
     slot = 0
     """Number of its array of counters; set before it is forked."""
 
@@ -45,10 +46,11 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker is not 
         """In the worker process: make the application, and have connections made for it."""
         super().load_wsgi()
         server = cast("HttpServer", self.app)
+        self._choose_sockets(server.settings.workers)
         site: Site = self.wsgi
         management = None
         if site.management is not None:
-            host, port = self.sockets[1].getsockname()[:2]
+            host, port = self.sockets[-1].getsockname()[:2]
             management = (site.management, (host, port))
         self.config.http = Hub(
             site.data,
@@ -57,3 +59,11 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker is not 
             server.counters.of(self.slot),
             node_id=server.config.node.id,
         )
+
+    def _choose_sockets(self, workers: int) -> None:
+        """Of those that `sockets.listen` made: one of the clients', and the management listener's."""
+        own = self.slot % workers
+        for number, other in enumerate(self.sockets[:workers]):
+            if number != own:
+                other.close()
+        self.sockets = [self.sockets[own], *self.sockets[workers:]]

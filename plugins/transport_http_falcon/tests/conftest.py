@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -270,10 +271,13 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
 @pytest.fixture
 def gunicorn(tmp_path: Path) -> Iterator[Callable[..., Gunicorn]]:
     """Starts the whole transport: `gunicorn(workers=1, …)`; `environ` sets variables, `wait=False` does not wait."""
+    numbers = count()
     with ExitStack() as stack:
 
         def make(*, environ: Mapping[str, str] | None = None, wait: bool = True, **settings: Any) -> Gunicorn:
-            made = Gunicorn(tmp_path, environ or {}, {"workers": 1, **settings})
+            folder = tmp_path / str(next(numbers))
+            folder.mkdir()
+            made = Gunicorn(folder, environ or {}, {"workers": 1, **settings})
             stack.callback(made.stop)
             if wait:
                 made.wait_ready()

@@ -21,6 +21,13 @@ Start = Callable[..., Any]
 Eventually = Callable[..., Any]
 
 
+def count(server: Any, path: str) -> float:
+    """Good answers on a route, by /metrics."""
+    line = f'raftkv_http_responses_total{{route="http:{path}",status="2xx"}} '
+    text = server.get("/metrics").body.decode()
+    return float(text.partition(line)[2].partition("\n")[0] or 0)
+
+
 def workers(server: Any) -> list[psutil.Process]:
     return psutil.Process(server.process.pid).children()
 
@@ -73,25 +80,48 @@ def test_a_dead_worker_is_replaced(gunicorn: Start, eventually: Eventually) -> N
     server = gunicorn()
     for _ in range(5):
         server.request("PUT", "/v1/kv/a", b"1")
+    eventually(lambda: count(server, "/v1/kv/{key}") == 5, "the counts")
     victim = workers(server)[0]
     victim.kill()
     eventually(lambda: [worker.pid for worker in workers(server) if worker.pid != victim.pid], "a new worker")
     server.wait_ready()
-    assert (
-        'raftkv_http_responses_total{route="http:/v1/kv/{key}",status="2xx"} 5.0'
-        in server.get("/metrics").body.decode()
-    )
+    assert count(server, "/v1/kv/{key}") == 5
 
 
-def test_several_workers_share_the_port(gunicorn: Start) -> None:
-    """And each worker's /metrics shows the sum."""
+def test_workers_count_together(gunicorn: Start, eventually: Eventually) -> None:
+    """Each worker's /metrics shows the sum."""
     server = gunicorn(workers=2)
-    assert len(workers(server)) == 2
+    eventually(lambda: len(workers(server)) == 2, "both workers")
     for _ in range(40):
         server.get("/version")
-    assert (
-        'raftkv_http_responses_total{route="http:/version",status="2xx"} 40.0' in server.get("/metrics").body.decode()
-    )
+    eventually(lambda: count(server, "/version") == 40, "the sum")
+
+
+def test_connections_are_dealt_out(gunicorn: Start, eventually: Eventually) -> None:
+    """Each worker gets its part of many connections; those that wait for a dead one get its successor."""
+    server = gunicorn(workers=2)
+    connections = [server.connect() for _ in range(40)]
+
+    def shares() -> list[int]:
+        return [
+            sum(1 for each in worker.net_connections("tcp") if each.status == psutil.CONN_ESTABLISHED)
+            for worker in workers(server)
+        ]
+
+    eventually(lambda: sum(shares()) == 40, "all connections")
+    assert min(shares()) > 5
+    for connection in connections:
+        connection.close()
+    victim = workers(server)[0]
+    victim.suspend()
+    waiting = [server.connect() for _ in range(20)]
+    for connection in waiting:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    victim.kill()
+    answers = [connection.recv(65536) for connection in waiting]
+    for connection in waiting:
+        connection.close()
+    assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -224,6 +254,20 @@ class TestRefusals:
         assert server.process.wait(20) == 2
         assert message in server.output()
         assert "Traceback" not in server.output()
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_a_port_in_use(self, gunicorn: Start, workers: int) -> None:
+        """Another node on the same port is found out, though workers share theirs."""
+        first = gunicorn(workers=2)
+        second = gunicorn(wait=False, workers=workers, bind=f"127.0.0.1:{first.port}")
+        assert second.process.wait(20) == 2
+        assert "Address already in use; another process listens there" in second.output()
+
+    def test_an_address_of_another_machine(self, gunicorn: Start) -> None:
+        """Said with the option's name."""
+        server = gunicorn(wait=False, bind="192.0.2.1:0", insecure=True)
+        assert server.process.wait(20) == 2
+        assert "transport.http.bind = '192.0.2.1:0'" in server.output()
 
     def test_without_a_configuration(self) -> None:
         """Started by hand, it says how to start it."""
