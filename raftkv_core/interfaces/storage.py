@@ -159,6 +159,7 @@ class Storage(StorageReader):
     @classmethod
     def open_reader(cls, directory: Path, settings: Any) -> StorageReader:
         """Open read-only from another process, at the generation that is valid now (`shared_readers`).
+        A process may have several open, of one generation or of different ones.
 
         Raises StorageError while the store does not exist yet.
         """

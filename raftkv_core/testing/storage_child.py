@@ -77,7 +77,11 @@ def numbered_rows(number: int) -> Rows:
 
 
 def reader(spec: Spec) -> None:
-    """Does what standard input says, a word a line, until it ends: open, close, begin, end, pinned, newest."""
+    """Does what standard input says, a word a line, until it ends.
+
+    open, close: the reader. begin, pinned, end: a snapshot of it. newest: the rows that it sees now. another: the
+    rows that a second reader sees, opened and closed beside it.
+    """
     opened: StorageReader | None = None
     pinned: ReadTransaction | None = None
     for line in sys.stdin:
@@ -98,6 +102,11 @@ def reader(spec: Spec) -> None:
             elif word == "newest":
                 with opened.read() as txn:
                     answer = _shown(txn)
+            elif word == "another":
+                another = spec.reader()
+                with another.read() as txn:
+                    answer = _shown(txn)
+                another.close()
             elif word == "close":
                 opened.close()
         except (StorageError, NotImplementedError) as error:

@@ -208,6 +208,21 @@ class ProcessesContract(StorageKit):
         assert _listing(directory) == before
 
     @needs("shared_readers")
+    def test_a_process_may_have_several_readers(self, directory: Path, storage: Storage) -> None:
+        """Opening and closing another, of the same generation or a newer one, disturbs nothing that is open."""
+        fill(storage, OLD)
+        with self._reader(directory) as reader:
+            reader.ask("begin")
+            assert reader.rows("another") == OLD
+            assert reader.rows("pinned") == OLD
+            restore = storage.begin_restore()
+            fill(restore, NEW)
+            restore.activate()
+            assert reader.rows("another") == NEW
+            assert reader.rows("pinned") == OLD
+            assert reader.rows("newest") == OLD
+
+    @needs("shared_readers")
     def test_a_reader_elsewhere_across_activate(self, directory: Path, storage: Storage) -> None:
         """What it had open stays the old store until it reopens; then it has the new one."""
         fill(storage, OLD)

@@ -32,6 +32,7 @@ from raftkv_core.interfaces.storage import (
 from raftkv_storage_lmdb.environment import DATA_NAME, LOCK_NAME, guarded
 from raftkv_storage_lmdb.generations import Current, Generations, read_current
 from raftkv_storage_lmdb.plugin import LmdbSettings
+from raftkv_storage_lmdb.sharing import SharedStore
 from raftkv_storage_lmdb.space import Pages, Reserve, file_system_free_bytes
 from raftkv_storage_lmdb.store import Store
 
@@ -225,7 +226,7 @@ class LmdbReader(StorageReader):
                 raise StorageError(f"lmdb: there is no store in {directory} yet: start its node first")
             _check_engine(current, directory, settings)
             try:
-                self._store = _open_readonly(current.folder(directory), settings)
+                self._shared = _open_readonly(current.folder(directory), settings)
                 break
             except StorageError:
                 if current == last:
@@ -234,17 +235,20 @@ class LmdbReader(StorageReader):
         self.generation: Final = current.generation
 
     def read(self) -> ReadTransaction:
-        return self._store.read()
+        if self._shared.closed:
+            raise StorageError("lmdb: this reader was closed: open another")
+        return self._shared.store.read()
 
     def close(self) -> None:
-        self._store.close()
+        """Transactions end with the last reader that this process has of the same generation."""
+        self._shared.close()
 
 
-def _open_readonly(folder: Path, settings: LmdbSettings) -> Store:
+def _open_readonly(folder: Path, settings: LmdbSettings) -> SharedStore:
     for name in (LOCK_NAME, DATA_NAME):
         if not (folder / name).exists():  # LMDB would create it
             raise StorageError(f"lmdb: {folder / name} is missing: the store is damaged; replace this node")
-    return Store(folder, settings, readonly=True)
+    return SharedStore(folder, settings)
 
 
 def _check_engine(current: Current, directory: Path, settings: LmdbSettings) -> None:
