@@ -8,6 +8,7 @@ bind = "127.0.0.1:8080"
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -48,7 +49,12 @@ class HttpSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
     tls_client_ca_file: Annotated[
         str, Meta(description="only clients with a certificate of this CA (PEM) may connect; empty: all")
     ] = ""
-    workers: Annotated[int, Meta(description="worker processes", ge=1, le=64)] = 2
+    workers: Annotated[
+        int,
+        Meta(
+            description="worker processes; 0: one for every two cores, because the node needs some too", ge=0, le=64
+        ),
+    ] = 0
     connections_max: Annotated[
         int, Meta(description="open connections of one worker; more are answered 503", ge=1, le=100_000)
     ] = 1_000
@@ -91,6 +97,10 @@ class HttpSettings(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, fro
             raise ValueError("keepalive_s must be below graceful_timeout_s, or stopping cuts requests off")
         if self.bodies_bytes_max < self.body_bytes_max:
             raise ValueError("bodies_bytes_max must not be below body_bytes_max")
+
+    @property
+    def worker_count(self) -> int:
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // 2)
 
     @property
     def management_token_file(self) -> str:

@@ -56,7 +56,7 @@ class HttpServer(BaseApplication):  # type: ignore[misc]  # gunicorn is not type
         self.config = config
         self.settings = _settings(config)
         self.limits = Limits.of(self.settings)
-        self.counters = Counters(names(), self.settings.workers)
+        self.counters = Counters(names(), self.settings.worker_count)
         self._connect = connect
         self._descriptors = [each.detach() for each in sockets]
         super().__init__()
@@ -65,7 +65,7 @@ class HttpServer(BaseApplication):  # type: ignore[misc]  # gunicorn is not type
         settings = self.settings
         chosen = {
             "bind": [f"fd://{descriptor}" for descriptor in self._descriptors],
-            "workers": settings.workers,
+            "workers": settings.worker_count,
             "worker_class": HttpWorker,
             "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
             "timeout": _STUCK_S,

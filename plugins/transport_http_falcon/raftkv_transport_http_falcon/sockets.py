@@ -28,8 +28,8 @@ def listen(settings: HttpSettings) -> list[socket.socket]:
     Raises ConfigError for an address that is in use, or not this machine's.
     """
     with ExitStack() as undo:
-        sockets = [undo.enter_context(_listen("bind", settings.bind, shared=settings.workers > 1))]
-        for _ in range(1, settings.workers):
+        sockets = [undo.enter_context(_listen("bind", settings.bind, shared=settings.worker_count > 1))]
+        for _ in range(1, settings.worker_count):
             sockets.append(undo.enter_context(_again(sockets[0])))
         if settings.management_bind:
             sockets.append(undo.enter_context(_listen("management_bind", settings.management_bind)))

@@ -46,7 +46,7 @@ class HttpWorker(UvicornWorker):  # type: ignore[misc]  # uvicorn-worker is not 
         """In the worker process: make the application, and have connections made for it."""
         super().load_wsgi()
         server = cast("HttpServer", self.app)
-        self._choose_sockets(server.settings.workers)
+        self._choose_sockets(server.settings.worker_count)
         site: Site = self.wsgi
         management = None
         if site.management is not None:

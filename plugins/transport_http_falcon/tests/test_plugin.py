@@ -119,7 +119,7 @@ def test_every_limit_can_be_set() -> None:
         ({"keepalive_s": 30.0}, "below graceful_timeout_s"),
         ({"bodies_bytes_max": 4 << 20, "body_bytes_max": 8 << 20}, "must not be below body_bytes_max"),
         ({"body_bytes_max": 1 << 20}, "body_bytes_max"),
-        ({"workers": 0}, "workers"),
+        ({"workers": -1}, "workers"),
         ({"wrokers": 2}, "workers"),
     ],
 )
@@ -131,4 +131,12 @@ def test_settings_that_contradict_each_other(table: dict[str, Any], message: str
 
 def test_port_zero_is_no_conflict() -> None:
     """The system chooses two different ones."""
-    assert msgspec.convert({"bind": "127.0.0.1:0", "management_bind": "127.0.0.1:0"}, HttpSettings).workers
+    assert msgspec.convert({"bind": "127.0.0.1:0", "management_bind": "127.0.0.1:0"}, HttpSettings)
+
+
+def test_workers_leave_cores_to_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the cores that this process may use, at least one, unless a number is given."""
+    for cores, workers in ((1, 1), (2, 1), (4, 2), (9, 4)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _pid, cores=cores: set(range(cores)))
+        assert HttpSettings().worker_count == workers
+    assert HttpSettings(workers=3).worker_count == 3
