@@ -189,12 +189,14 @@ class Assembly:
             self.proposer, value_bytes=config.limits.value_bytes, growth_refused=self.space.growth_refused
         )
         self.started = False
+        offered = capabilities(config, self.around.registry)
+        self._replicated = "replicated" in offered
         self.status = NodeStatus(
             config=config,
             machine=machine,
             engine=self.engine,
             space=self.space,
-            capabilities=sorted(capabilities(config, self.around.registry)),
+            capabilities=sorted(offered),
             insecure_listeners=insecure_listeners(config, self.around.registry),
             figures=self._figures(),
             replaying=lambda: not self.started,
@@ -329,7 +331,7 @@ class Assembly:
         self.node_machine.fatal(reason)
 
     def _on_watched(self, watched: bool) -> None:
-        self.committer.watched = watched
+        self.committer.watch(watched)
 
     def _on_visible(self) -> None:
         if self.storage.generation != self._generation:
@@ -338,8 +340,8 @@ class Assembly:
         self.news.announce(self.committer.visible_revision)
 
     def _on_durable(self, durable: Position) -> None:
-        """Let the log go, but for a tail that slow followers are served from."""
-        index = durable.index - self.around.config.log.keep_entries
+        """Let the log go, but for a tail that slow followers are served from, if there can be any."""
+        index = durable.index - (self.around.config.log.keep_entries if self._replicated else 0)
         if index - self._trimmed_index >= TRIM_EVERY_ENTRIES and self.started:
             self._trimmed_index = index
             self.engine.trim(index)

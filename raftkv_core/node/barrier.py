@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
-from raftkv_core.errors import InvalidRequest, RequestError, Unavailable
+from raftkv_core.errors import InvalidRequest, RequestError, StorageError, Unavailable
 from raftkv_core.interfaces.consensus import Level
 
 __all__ = ["ReadBarrier"]
@@ -98,7 +98,7 @@ class ReadBarrier:
 
     async def _show(self, begun: _Round, index: int) -> None:
         shown = self._visible(index)
-        if isinstance(shown, asyncio.Future) and shown.done():
+        if isinstance(shown, asyncio.Future) and shown.done() and shown.exception() is None:
             _finish(begun, index)
         else:  # the next round need not wait for this one's commit
             self._spawn(self._wait_shown(begun, index, shown))
@@ -108,6 +108,8 @@ class ReadBarrier:
             await asyncio.wait_for(shown, max(0.001, begun.deadline - self._loop.time()))
         except asyncio.TimeoutError:
             _fail(begun, Unavailable(f"storage did not show log index {index} in time; retry later"))
+        except StorageError as error:
+            _fail(begun, Unavailable(str(error)))
         except asyncio.CancelledError:
             _fail(begun, Unavailable("the node is stopping"))
             raise

@@ -19,10 +19,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from raftkv_core.errors import StorageFull
+from raftkv_core.errors import StorageError, StorageFull
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.interfaces.storage import Storage
 from raftkv_core.machine.buffer import Generation
@@ -91,8 +92,7 @@ class Committer:
         self._keeping: asyncio.Task[None] | None = None
         self.visible_revision = machine.revision
         """What storage shows; the machine's own may be ahead."""
-        self.watched = False
-        """Somebody wants to see every revision as soon as it is applied."""
+        self._watched = False
         self.on_visible: list[Callable[[], None]] = []
         """Called after `visible` moved."""
         self.on_durable: list[Callable[[Position], None]] = []
@@ -115,7 +115,8 @@ class Committer:
             await waiter
 
     def visible(self, index: int) -> Awaitable[None]:
-        """Await it to know that a new read transaction sees `index`."""
+        """Await it to know that a new read transaction sees `index`. Raises StorageError when that never comes;
+        so do the other two."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         if self._machine.visible.index >= index:
             waiter.set_result(None)
@@ -133,6 +134,12 @@ class Committer:
         self._start_soon()
         await waiter
 
+    def watch(self, watched: bool) -> None:
+        """Whether somebody wants to see every revision as soon as it is applied."""
+        self._watched = watched
+        if watched and self._machine.commit_pending:
+            self._start_soon()
+
     # ---------------------------------------------------------------- when
 
     def applied(self, log_bytes: int) -> None:
@@ -145,7 +152,7 @@ class Committer:
 
     def _urgent(self) -> bool:
         return bool(
-            self.watched
+            self._watched
             or self._visible_waiters
             or self._durable_waiters
             or self._room_waiters
@@ -272,7 +279,15 @@ class Committer:
     def _fail(self, reason: str) -> None:
         self._failed = True
         self._idle()
+        self._end_waits(StorageError(f"a storage commit failed: {reason}"))
         self._fatal(f"a storage commit failed: {reason}")
+
+    def _end_waits(self, error: StorageError) -> None:
+        waiters = [waiter for _index, waiter in (*self._visible_waiters, *self._durable_waiters)]
+        for waiter in (*waiters, *self._room_waiters):
+            if not waiter.done():
+                waiter.set_exception(error)
+                waiter.exception()  # who waited may be gone
 
     # ---------------------------------------------------------------- storages that are not durable
 
@@ -331,7 +346,8 @@ class Committer:
     async def close(self, *, durable: bool) -> None:
         """End the writer thread; with `durable`, after everything applied survives power loss."""
         if durable and not self._failed:
-            await self.make_durable(self._machine.applied.index)
+            with suppress(StorageError):  # a fault, of which `fatal` has told
+                await self.make_durable(self._machine.applied.index)
         self._paused = True
         if self._timer is not None:
             self._timer.cancel()
@@ -339,10 +355,7 @@ class Committer:
             await asyncio.shield(self._busy)
         if self._keeping is not None:
             await asyncio.wait([self._keeping])
-        for _index, waiter in (*self._visible_waiters, *self._durable_waiters):
-            waiter.cancel()
-        for room_waiter in self._room_waiters:
-            room_waiter.cancel()
+        self._end_waits(StorageError("the node is stopping"))
         await self._loop.run_in_executor(None, self._writer.shutdown)
 
 

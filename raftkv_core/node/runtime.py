@@ -156,6 +156,7 @@ class NodeRuntime:
         await asyncio.wait((committed, failed), return_when=asyncio.FIRST_COMPLETED)
         failed.cancel()
         committed.cancel()
+        await asyncio.gather(committed, return_exceptions=True)
 
     async def _start_read_only(self) -> None:
         """Replay failed for want of space: show what there is, instead of failing again and again."""
@@ -210,7 +211,7 @@ class NodeRuntime:
         self._transports.clear()
         await parts.server.stop_accepting()
         await parts.proposer.drain(STOP_S / 2)
-        await parts.engine.stop(transfer=True, deadline_s=STOP_S / 2)
+        await self._stop_engine(transfer=True)
         await self._close(durable=not self._read_only)
         self._check_failure()
         self._logger.info("stopped")
@@ -222,11 +223,14 @@ class NodeRuntime:
                 await transport.stop(0.0)
         self._transports.clear()
         if self._parts is not None:
-            try:
-                await self._parts.engine.stop(transfer=False, deadline_s=STOP_S / 2)
-            except Exception as error:  # noqa: BLE001 - it failed before; the reason is known
-                self._logger.warning("the consensus engine did not stop", error=repr(error))
+            await self._stop_engine(transfer=False)
             await self._close(durable=False)
+
+    async def _stop_engine(self, *, transfer: bool) -> None:
+        try:
+            await self.parts.engine.stop(transfer=transfer, deadline_s=STOP_S / 2)
+        except Exception as error:  # noqa: BLE001 - whatever it is, everything else is still to be closed
+            self._logger.warning("the consensus engine did not stop in order", error=repr(error))
 
     async def _close(self, *, durable: bool) -> None:
         parts = self.parts
@@ -235,8 +239,7 @@ class NodeRuntime:
         await parts.barrier.close()
         await parts.store.close()
         await parts.server.close()
-        with suppress(asyncio.CancelledError):
-            await parts.committer.close(durable=durable and self._failure is None)
+        await parts.committer.close(durable=durable and self._failure is None)
         parts.close_storage()
         self._parts = None
 

@@ -136,6 +136,7 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
         self._greeted = False
         self._hello_timer: asyncio.TimerHandle | None = None
         self._unsubscribe: Callable[[], None] | None = None
+        self._news_due = False
         self._pending = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._streams: dict[int, _Sending] = {}
@@ -176,6 +177,8 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
 
     def writable_changed(self) -> None:
         self.pause_reading(not self.writable)
+        if self.writable and self._news_due:
+            self.push_news()
 
     def refuse(self, reason: str) -> None:
         self._services.logger.warning("a connection to the node socket was ended", reason=reason)
@@ -236,11 +239,14 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
             self._unsubscribe()
             self._unsubscribe = None
         if message.on:
-            self._unsubscribe = self._services.news.subscribe(lambda revision: self.send(News(revision)))
+            self._unsubscribe = self._services.news.subscribe(lambda _revision: self.push_news())
             self.push_news()
 
     def push_news(self) -> None:
-        self.send(News(self._services.news.revision))
+        """A worker that does not take its news gets the newest when it does, and not all of them."""
+        self._news_due = not self.writable
+        if self.writable:
+            self.send(News(self._services.news.revision))
 
     def _call(self, message: Call) -> None:
         if self._admit(message.id):

@@ -9,20 +9,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 __all__ = ["RevisionNews"]
+
+LINGER_S: Final = 1.0
+"""A watcher is away for a moment while it takes each page; it still counts as one."""
 
 
 class RevisionNews:
     """The newest revision that storage is known to show, and who wants to hear of the next."""
 
     def __init__(self, revision: int = 0, *, on_watched: Callable[[bool], None] = lambda _watched: None) -> None:
-        """`on_watched` hears when the first listener comes and the last goes."""
+        """`on_watched` hears when the first listener comes and when there has been none for a while."""
         self.revision = revision
         self._on_watched = on_watched
         self._callbacks: list[Callable[[int], None]] = []
         self._waiters: list[tuple[int, asyncio.Future[None]]] = []
         self.watched = False
+        self._lingering: asyncio.TimerHandle | None = None
 
     def announce(self, revision: int) -> None:
         """Storage shows `revision`; the same again is no news, a lower one belongs to another store."""
@@ -79,7 +84,17 @@ class RevisionNews:
         self._note()
 
     def _note(self) -> None:
-        watched = bool(self._callbacks or self._waiters)
-        if watched != self.watched:
-            self.watched = watched
-            self._on_watched(watched)
+        if self._callbacks or self._waiters:
+            if self._lingering is not None:
+                self._lingering.cancel()
+                self._lingering = None
+            if not self.watched:
+                self.watched = True
+                self._on_watched(True)
+        elif self.watched and self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self._unwatch)
+
+    def _unwatch(self) -> None:
+        self._lingering = None
+        self.watched = False
+        self._on_watched(False)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raftkv_core.builtin.memory import MemoryStorage
-from raftkv_core.errors import StorageFull
+from raftkv_core.errors import StorageError, StorageFull
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.interfaces.storage import WriteTransaction
 from raftkv_core.machine import reads
@@ -123,7 +123,7 @@ def test_while_watched_every_revision_is_committed_at_once(run: Run, tape: Any) 
         bench = Bench(tape)
         seen: asyncio.Queue[int] = asyncio.Queue()
         bench.committer.on_visible.append(lambda: seen.put_nowait(bench.committer.visible_revision))
-        bench.committer.watched = True
+        bench.committer.watch(True)
         for revision in (1, 2, 3):
             bench.apply(tape.put())
             assert await seen.get() == revision
@@ -208,9 +208,10 @@ def test_a_failed_commit_stops_the_node(run: Run, tape: Any, eventually: Any) ->
         await eventually(lambda: bench.faults)
         assert "no room" in bench.faults[0]
         assert bench.committer.full
-        await bench.close()
-        with pytest.raises(asyncio.CancelledError):
+        with pytest.raises(StorageError, match="no room"):
             await waiting
+        await bench.committer.close(durable=True)
+        bench.machine.close()
 
     run(work())
 

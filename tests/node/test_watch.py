@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raftkv_core.errors import Unavailable
-from raftkv_core.node.watch import RevisionNews
+from raftkv_core.node.watch import LINGER_S, RevisionNews
 
 Virtual = Callable[[Any], Any]
 
@@ -52,7 +52,7 @@ def test_listeners_hear_of_moves_only(virtual: Virtual) -> None:
 
 
 def test_it_says_whether_anybody_listens(virtual: Virtual) -> None:
-    """The committer hurries only while somebody does: listeners, and waits that were not given up."""
+    """The committer hurries only while somebody does, and goes on for a moment after the last."""
 
     async def work() -> None:
         told: list[bool] = []
@@ -64,7 +64,26 @@ def test_it_says_whether_anybody_listens(virtual: Virtual) -> None:
         assert told == [True]
         wait.cancel()
         await ticks()
+        assert told == [True]
+        await asyncio.sleep(LINGER_S + 0.1)
         assert told == [True, False]
+
+    virtual(work())
+
+
+def test_a_watcher_who_takes_page_after_page_counts_as_one(virtual: Virtual) -> None:
+    """Between two waits it is not taken for gone."""
+
+    async def work() -> None:
+        told: list[bool] = []
+        news = RevisionNews(0, on_watched=told.append)
+        for revision in range(1, 6):
+            wait = asyncio.ensure_future(news.reached(revision))
+            await ticks()
+            news.announce(revision)
+            await wait
+            await asyncio.sleep(LINGER_S / 2)
+        assert told == [True]
 
     virtual(work())
 
@@ -79,6 +98,5 @@ def test_closing_fails_the_waits(virtual: Virtual) -> None:
         news.fail(Unavailable("stopping"))
         with pytest.raises(Unavailable):
             await wait
-        assert not news.watched
 
     virtual(work())
