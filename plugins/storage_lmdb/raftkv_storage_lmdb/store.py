@@ -87,12 +87,16 @@ class Store:
                     raise StorageError("lmdb: a write transaction is open already: commit or close it first")
                 self._grow_if_nearly_full()
                 self._writing = True
+            txn: Transaction[bytes] | None = None
             try:
                 txn = self._env.begin(write=True)
-            except lmdb.Error:
+                room = room_bytes(measure(self._env, txn, self._tables.values()))
+            except (lmdb.Error, OSError):
+                if txn is not None:
+                    txn.abort()
                 self._writing = False
                 raise
-        return LmdbWrite(self, txn, self._tables, room_bytes(measure(self._env, txn, self._tables.values())))
+        return LmdbWrite(self, txn, self._tables, room)
 
     def end_write(self) -> None:
         self._writing = False

@@ -161,6 +161,15 @@ class LmdbWrite(WriteTransaction):
         except lmdb.Error as error:
             raise self._break(self._failure(error, f"deleting from table {table}")) from error
 
+    def delete_many(self, table: str, keys: Iterable[bytes]) -> None:
+        db = self._tables[table]
+        delete = self._txn.delete
+        try:
+            for key in keys:
+                delete(key, b"", db)
+        except lmdb.Error as error:
+            raise self._break(self._failure(error, f"deleting from table {table}")) from error
+
     def commit(self) -> None:
         if self._ended:
             raise self._ended_error()
