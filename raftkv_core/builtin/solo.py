@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from raftkv_core.errors import ConfigError, MachineFault, NotApplied, Unavailable
+from raftkv_core.errors import ConfigError, InvalidRequest, MachineFault, NotApplied, Unavailable
 from raftkv_core.interfaces.consensus import (
     Consensus,
     ConsensusContext,
@@ -107,6 +107,13 @@ class SoloConsensus(Consensus):
 
     def members(self) -> Sequence[Member]:
         return (Member(self._node_id, self._context.advertise),)
+
+    async def add_member(self, member: Member, timeout_s: float) -> None:  # noqa: ARG002
+        raise InvalidRequest(
+            f"consensus 'solo' is one node and cannot be joined, so {member.node_id} was not added; "
+            "start a cluster on a replicated consensus, and restore a backup there",
+            code="membership_unsupported",
+        )
 
     def trim(self, index: int) -> None:
         self._log.trim(index)

@@ -30,13 +30,13 @@ class Genesis:
         settings: Mapping[str, int],
         logger: Any,
     ) -> None:
-        """`cluster_id` b"": drawn too. `settings` override the defaults."""
+        """`cluster_id` b"": drawn too. `settings` override the store's, which are the defaults unless it was restored."""
         check_settings(settings)
         self._machine = machine
         self._begin_history = begin_history
         self._draw_id = draw_id
         self._cluster_id = cluster_id
-        self._settings = {**DEFAULTS, **settings}
+        self._settings = dict(settings)
         self._logger = logger
         self._under_way = False
         self._term: int | None = None
@@ -58,7 +58,7 @@ class Genesis:
         command = commands.genesis(
             self._cluster_id or self._draw_id(),
             history_id,
-            self._settings,
+            {**DEFAULTS, **self._machine.settings, **self._settings},
             base_revision=state.revision + skipped,
             base_digest=state.kv_digest,
         )

@@ -11,6 +11,7 @@ import pytest
 
 from raftkv_core.builtin.memory import MemoryStorage
 from raftkv_core.errors import InvalidRequest, Unavailable
+from raftkv_core.machine import commands
 from raftkv_core.machine.commands import Outcome
 from raftkv_core.machine.histories import REVISIONS_SKIPPED, begin_new_history
 from raftkv_core.machine.settings import DEFAULTS
@@ -98,8 +99,8 @@ def test_a_lost_proposal_is_made_again(virtual: Virtual, storage: MemoryStorage,
 def test_restored_data_continues_far_above_its_revision(
     virtual: Virtual, machine: StateMachine, storage: MemoryStorage, tape: Any, logger: Any
 ) -> None:
-    """No revision that was seen in lost time is given out again, and the digest names the data."""
-    machine.apply(1, [tape.put()])
+    """No revision that was seen in lost time is given out again; the digest names the data, and settings stay."""
+    machine.apply(1, [tape.put(), tape.entry(commands.settings({"history_revisions": 7}))])
     generation = machine.begin_commit()
     assert generation is not None
     machine.write_commit(generation, sync=True)
@@ -112,7 +113,9 @@ def test_restored_data_continues_far_above_its_revision(
         restored = StateMachine(storage)
         bench = Bench(restored, logger)
         bench.genesis.led(1)
-        assert bench.proposed[0][0][6:] == [1 + REVISIONS_SKIPPED, restored.state.kv_digest]
+        command = bench.proposed[0][0]
+        assert command[6:] == [1 + REVISIONS_SKIPPED, restored.state.kv_digest]
+        assert command[5] == {**DEFAULTS, "history_revisions": 7}
 
     virtual(work())
 
