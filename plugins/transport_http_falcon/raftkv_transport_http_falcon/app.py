@@ -107,6 +107,7 @@ class Site:
         self.service = service
         self._connect = connect
         gate = Gate(settings.bind, token_file=settings.token_file, hosts=_hosts(settings.hosts, settings.advertise))
+        service.gate = gate
         self.data = make_app(service, "http", gate)
         self.management: App | None = None
         if settings.management_bind:

@@ -166,7 +166,7 @@ class Connection(asyncio.Protocol):
         if self._phase == IDLE:
             self._deadline = self.loop.time() + self._limits.keepalive_s
         if not self._queue:
-            self.transport.resume_reading()
+            self._resume_reading()
         elif self._exchange is None:
             self._start_next_soon()
 
@@ -219,6 +219,10 @@ class Connection(asyncio.Protocol):
     # the parser's side
 
     def on_message_begin(self) -> None:
+        if self._phase == DEAF:
+            raise Problem(
+                400, "connection_closing", "nothing is read after the request that closes"
+            )  # nobody sees it
         self._phase = HEAD
         self._deadline = 0.0
         self._head_bytes = 0
@@ -416,7 +420,7 @@ class Connection(asyncio.Protocol):
             self._say_last(following)
             return
         if not self._queue and self._phase != DEAF:
-            self.transport.resume_reading()
+            self._resume_reading()
         self._exchange = following
         following.start(self._application)
 
@@ -443,9 +447,13 @@ class Connection(asyncio.Protocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._go_deaf(_LINGER_S)
-            self.transport.resume_reading()
+            self._resume_reading()
         else:
             self._close()
+
+    def _resume_reading(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _go_deaf(self, linger_s: float) -> None:
         self._phase = DEAF

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from raftkv_core.config import Config
 from raftkv_core.interfaces.transport import Store
+from raftkv_transport_http_falcon.gate import Gate
 from raftkv_transport_http_falcon.metrics import Counters
 from raftkv_transport_http_falcon.plugin import HttpSettings
 
@@ -21,3 +22,5 @@ class Service:
     counters: Counters
     store: Store = field(init=False)
     """There from the application's start-up on."""
+    gate: Gate = field(init=False)
+    """Of the clients' listener."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -23,7 +24,7 @@ from falcon.asgi import Response
 from raftkv_core.errors import RequestError
 from raftkv_core.interfaces.transport import ChangesPage
 from raftkv_transport_http_falcon.answers import change_row, respond, wants_msgpack
-from raftkv_transport_http_falcon.problems import from_error
+from raftkv_transport_http_falcon.problems import Problem, from_error
 from raftkv_transport_http_falcon.ranges import RANGE_PARAMETERS, read_range
 from raftkv_transport_http_falcon.requests import TIMEOUT_S_MAX, Query, Request
 from raftkv_transport_http_falcon.service import Service
@@ -57,6 +58,7 @@ class WatchResource:
         resp.stream = _Events(
             first,
             store.watch(first.revision, start=start, end=end),
+            may_go_on=partial(self._service.gate.check, req.fields, "GET"),
             heartbeat_s=self._service.settings.heartbeat_s,
             with_previous=query.flag("previous"),
         )
@@ -116,10 +118,18 @@ class _Events:
     """The body of a watch. Falcon iterates over it and calls `close` at the end, however that comes about."""
 
     def __init__(
-        self, first: ChangesPage, pages: AsyncIterator[ChangesPage], *, heartbeat_s: float, with_previous: bool
+        self,
+        first: ChangesPage,
+        pages: AsyncIterator[ChangesPage],
+        *,
+        may_go_on: Callable[[], None],
+        heartbeat_s: float,
+        with_previous: bool,
     ) -> None:
+        """`may_go_on` raises Problem when the client's token was withdrawn."""
         self._first: ChangesPage | None = first
         self._pages = pages
+        self._may_go_on = may_go_on
         self._heartbeat_s = heartbeat_s
         self._with_previous = with_previous
         self._revision = first.revision
@@ -135,20 +145,26 @@ class _Events:
             return b"retry: 1000\n\n" + self._encode(page) + self._resume_point()
         if self._is_over:
             raise StopAsyncIteration
+        try:
+            return await self._following()
+        except RequestError as error:
+            problem = from_error(error)
+        except Problem as refusal:
+            problem = refusal
+        self._is_over = True
+        return _event("error", problem.body())
+
+    async def _following(self) -> bytes:
+        """The next events, or a sign of life."""
         while True:
             if self._next is None:
-                self._next = asyncio.ensure_future(_following(self._pages))
+                self._next = asyncio.ensure_future(_anext(self._pages))
             await asyncio.wait({self._next}, timeout=self._heartbeat_s)
+            self._may_go_on()
             if not self._next.done():
                 return self._resume_point()
             following, self._next = self._next, None
-            try:
-                page = following.result()
-            except StopAsyncIteration:
-                raise
-            except RequestError as error:
-                self._is_over = True
-                return _event("error", from_error(error).body())
+            page = following.result()
             self._revision = page.revision
             if page.changes:
                 return self._encode(page)
@@ -175,7 +191,7 @@ class _Events:
         return b"".join(events)
 
 
-async def _following(pages: AsyncIterator[ChangesPage]) -> ChangesPage:
+async def _anext(pages: AsyncIterator[ChangesPage]) -> ChangesPage:
     return await anext(pages)
 
 

@@ -369,6 +369,26 @@ class TestConnections:
         assert [status for status, _, _ in answers(received)] == [204]
         assert len(served.store.commands) == 1
 
+    def test_nothing_is_carried_out_after_a_last_request(self, served: Any) -> None:
+        """Nor after one of HTTP/1.0, which we answer and close, whatever it asked for."""
+        put = b"PUT /v1/kv/%b HTTP/1.0\r\nHost: 127.0.0.1\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx"
+        get = b"GET /livez HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+        assert [status for status, _, _ in answers(served.raw(get + put % b"a"))] == [200]
+        assert [status for status, _, _ in answers(served.raw(put % b"a" + put % b"b"))] == [204]
+        assert len(served.store.commands) == 1
+
+    def test_a_slow_reader_gets_everything(self, served: Any) -> None:
+        """Also when the connection ends with the answer."""
+        served.request("PUT", "/v1/kv/a", b"v" * 1_000_000)
+        with served.connect() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(b"GET /v1/kv/a HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+            time.sleep(0.3)
+            received = b""
+            while part := connection.recv(65_536):
+                received += part
+        assert len(answers(received)[0][2]) == 1_000_000
+
     def test_pipelining_without_reading_is_bounded(
         self, serve: Callable[..., Any], eventually: Callable[..., Any]
     ) -> None:

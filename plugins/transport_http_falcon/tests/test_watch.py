@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from raftkv_transport_http_falcon.gate import TokenFile
 
 from raftkv_core.errors import Compacted
 from raftkv_core.machine import commands
@@ -147,6 +149,23 @@ def test_a_watch_that_falls_behind_is_told(served: Any) -> None:
         served.call(lambda: served.store._apply(commands.put(b"b", b"2")))
         name, problem = stream.event()
         assert (name, problem["status"], problem["code"]) == ("error", 410, "compacted")
+        with pytest.raises(EOFError):
+            stream.block()
+
+
+def test_a_withdrawn_token_ends_its_watches(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the next event, not at the next connection."""
+    monkeypatch.setattr(TokenFile, "LOOK_AGAIN_S", 0.0)
+    file = tmp_path / "tokens"
+    file.write_text("one\nother")
+    served = serve(token_file=str(file), heartbeat_s=0.05)
+    with watching(served, "/v1/watch", "Authorization: Bearer one\r\n") as stream:
+        stream.block()
+        file.write_text("other")
+        name, problem = stream.event()
+        assert (name, problem["code"]) == ("error", "unauthorized")
         with pytest.raises(EOFError):
             stream.block()
 
