@@ -38,3 +38,10 @@ def begun(node: Node) -> Node:
     """A machine with a history and the default settings."""
     node.begin()
     return node
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A random test that failed may take some minutes more, to find its smallest example."""
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.timeout(1_800))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
 
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,8 +34,8 @@ interruptions = weighted(
     (1, st.just(("commit",))),
     (1, st.tuples(st.sampled_from(["restart", "install"]), st.integers(0, 5))),
 )
-schedules = st.lists(st.tuples(st.booleans(), interruptions), max_size=70)
-"""For each command: whether it joins the entry before it, and what happens after its entry."""
+schedules = st.lists(st.tuples(st.booleans(), interruptions), min_size=1, max_size=15)
+"""For each command: whether the next joins its entry, and what happens after it. Repeated as often as needed."""
 
 
 def make(first: dict[str, int], plan: list[tuple[Any, int]]) -> list[tuple[Command, int]]:
@@ -58,21 +60,24 @@ class Run:
         self.node = node
         self.outcomes: list[Outcome] = []
         self.states: dict[int, tuple[int, ...]] = {}
+        self._made = xxhash.xxh3_64()  # every row of history, as it was made
         by_index: dict[int, list[Outcome]] = {}
         batch: list[bytes] = []
-        joins = [False, *(joined for joined, _then in schedule)]
-        for number, (command, term) in enumerate(sent):
+        for number, ((command, term), (joined, then)) in enumerate(zip(sent, cycle(schedule), strict=False)):
             batch.append(command.data)
-            joined = number + 1 < min(len(joins), len(sent)) and joins[number + 1]
-            if joined and sent[number + 1][1] == term and len(batch) < 256 and number:
+            if joined and 0 < number < len(sent) - 1 and sent[number + 1][1] == term:
                 continue
+            revision = node.machine.revision
             outcomes = node.do(*batch, term=term)
+            for row in Pending(node.machine).scan("changes", (revision + 1).to_bytes(8, "big")):
+                self._made.update(b"".join(row))
             by_index[node.machine.applied.index] = outcomes
             self.outcomes += outcomes
             batch = []
             machine = node.machine
-            self.states[number] = (machine.digest, machine.digest_local, machine.revision, machine.compacted)
-            name, *rest = schedule[number][1] if number < len(schedule) else ("nothing",)
+            numbers = (machine.digest, machine.digest_local, machine.revision, machine.compacted)
+            self.states[number] = (*numbers, self._made.intdigest())
+            name, *rest = then
             self._then(name, rest, by_index)
 
     def _then(self, name: str, rest: list[int], by_index: dict[int, list[Outcome]]) -> None:
@@ -96,7 +101,7 @@ def test_grouping_commits_restarts_and_engines_change_nothing(
     """Outcomes, digests, compacted revision and every row above it are equal on nodes that lived differently."""
     sent = make(first, plan)
     with small_bounds(), Node(Storages("memory", storages.root)) as plain, Node(storages) as lived:
-        expected = Run(plain, sent, [])
+        expected = Run(plain, sent, [(False, ("nothing",))])
         for joins in (schedule, [(False, then) for _joined, then in other]):
             actual = Run(lived, sent, joins)
             assert actual.outcomes == expected.outcomes
