@@ -30,7 +30,7 @@ class Genesis:
         settings: Mapping[str, int],
         logger: Any,
     ) -> None:
-        """`cluster_id` b"": drawn too. `settings` override the store's, which are the defaults unless it was restored."""
+        """`cluster_id` b"": drawn too. `settings` override what a restored store brings, and that the defaults."""
         check_settings(settings)
         self._machine = machine
         self._begin_history = begin_history
