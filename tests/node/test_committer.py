@@ -290,6 +290,35 @@ def test_a_storage_that_is_not_durable_is_kept_elsewhere(run: Run, tape: Any, ev
     run(work())
 
 
+def test_a_keeper_is_asked_again_for_who_came_meanwhile(run: Run, tape: Any) -> None:
+    """A wait for a later index, begun while an earlier one is being kept, is not forgotten."""
+
+    async def work() -> None:
+        keeper = Keeper()
+        bench = Bench(tape, keeper=keeper)
+        keeper.machine = bench.machine
+        keep, held = keeper.keep, asyncio.Event()
+
+        async def slow() -> Position:
+            position = await keep()
+            await held.wait()
+            return position
+
+        keeper.keep = slow  # type: ignore[method-assign]
+        first = asyncio.ensure_future(bench.committer.make_durable(1))
+        await bench.committer.visible(1)
+        bench.apply(tape.put())
+        await bench.committer.visible(2)
+        second = asyncio.ensure_future(bench.committer.make_durable(2))
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(first, second)
+        assert keeper.kept == 2
+        await bench.close()
+
+    run(work())
+
+
 def test_closing_durably_leaves_nothing_to_replay(run: Run, tape: Any) -> None:
     """A clean stop commits and syncs everything applied."""
 

@@ -10,8 +10,18 @@ from typing import Any
 
 import pytest
 
+from raftkv_core import worker
+from raftkv_core.builtin.solo import SoloConsensus
 from raftkv_core.config import ClusterSettings, LimitSettings
-from raftkv_core.errors import ConfigError, DataDirectoryError, InvalidRequest, NoSpace, OutcomeUnknown, Overloaded
+from raftkv_core.errors import (
+    ConfigError,
+    DataDirectoryError,
+    InvalidRequest,
+    NoSpace,
+    NotApplied,
+    OutcomeUnknown,
+    Overloaded,
+)
 from raftkv_core.machine import commands
 from raftkv_core.machine.commands import Status
 from raftkv_core.node import runtime as runtime_module
@@ -269,6 +279,74 @@ def test_solo_refuses_a_second_member(run: Run, start_node: Any) -> None:
         with pytest.raises(ConfigError, match="node2"):
             async with start_node(cluster=ClusterSettings(members={"node2": "127.0.0.1:1"})):
                 pass
+
+    run(work())
+
+
+def test_a_start_that_is_given_up_leaves_nothing_open(
+    run: Run, start_node: Any, tmp_path: Path, config_of: Any, logger: Any, monkeypatch: Any
+) -> None:
+    """A stop may come during a long replay; afterwards the same directory starts again."""
+
+    async def work() -> None:
+        async with start_node(crash=True) as node:
+            await put(node, b"a")
+
+        replaying = asyncio.Event()
+
+        async def for_ever(*_: Any) -> None:
+            replaying.set()
+            await asyncio.Event().wait()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SoloConsensus, "_replay", for_ever)
+            config = config_of(tmp_path / "data")
+            with DataDirectory.open(config, environ={}) as data:
+                starting = asyncio.ensure_future(
+                    NodeRuntime(config, Registry.discover(), data, logger=logger).start()
+                )
+                await replaying.wait()
+                starting.cancel()
+                await asyncio.wait([starting])
+                assert starting.cancelled()
+        async with start_node() as node:
+            assert await value(node, b"a") == b"of a"
+
+    run(work())
+
+
+def test_while_it_replays_a_node_says_so(
+    run: Run, start_node: Any, tmp_path: Path, config_of: Any, logger: Any, monkeypatch: Any
+) -> None:
+    """The socket answers from the beginning; the status names what is waited for, writes are refused."""
+
+    async def work() -> None:
+        async with start_node(crash=True) as node:
+            await put(node, b"a")
+        replay, go = SoloConsensus._replay, asyncio.Event()
+
+        async def slowly(engine: SoloConsensus, machine: Any) -> None:
+            await go.wait()
+            await replay(engine, machine)
+
+        monkeypatch.setattr(SoloConsensus, "_replay", slowly)
+        config = config_of(tmp_path / "data")
+        with DataDirectory.open(config, environ={}) as data:
+            node = NodeRuntime(config, Registry.discover(), data, logger=logger)
+            starting = asyncio.ensure_future(node.start())
+            store = await worker.connect(data.resolved_file)
+            status = await store.status()
+            assert status["ready"] is False
+            assert "replaying the log: 0 of" in status["reasons"][0]
+            with pytest.raises(NotApplied):
+                await store.propose(commands.put(b"b", b"2"), timeout_s=0.05)
+            go.set()
+            await starting
+            assert (await store.status())["ready"] is True
+            await store.close()
+            stop = asyncio.Event()
+            stop.set()
+            await node.serve_until_stopped(stop)
 
     run(work())
 

@@ -27,7 +27,7 @@ from raftkv_core.machine.stream import read_header
 from raftkv_core.node import server as server_module
 from raftkv_core.node.client import NodeClient
 from raftkv_core.node.datadir import Layout
-from raftkv_core.node.messages import PROTOCOL
+from raftkv_core.node.messages import PROTOCOL, News
 from raftkv_core.node.runtime import NodeRuntime
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -92,9 +92,14 @@ def test_a_worker_can_do_everything(run: Run, connected: Any) -> None:
             assert previous[1][0][0] == b"a"
             assert (await store.status())["node_id"] == "node1"
             assert list(await store.members()) == [Member("node1", "127.0.0.1:8088")]
-            for change in (store.add_member(Member("n2", "h:1")), store.remove_member("n2")):
-                with pytest.raises(InvalidRequest, match="membership"):
+            for change in (
+                store.add_member(Member("n2", "h:1")),
+                store.remove_member("n2"),
+                store.transfer_leadership(None),
+            ):
+                with pytest.raises(InvalidRequest) as refused:
                     await change
+                assert refused.value.code == "membership_unsupported"
 
     run(work())
 
@@ -402,6 +407,29 @@ def test_a_receiver_that_does_not_read_holds_the_stream_back(run: Run, connected
             assert 0 < queued <= server_module.STREAM_WINDOW_BYTES + (1 << 20) < stream.length_bytes
             await stream.close()
             await eventually(lambda: node.parts.storage.figures()["snapshots_open"] == 1)
+
+    run(work())
+
+
+def test_a_worker_that_does_not_listen_gets_the_newest_news_later(run: Run, connected: Any, eventually: Any) -> None:
+    """Not all that it missed: a stopped process must not fill the node's memory."""
+
+    async def work() -> None:
+        async with connected() as (node, store):
+            wait = asyncio.ensure_future(store._client.news.reached(20))
+            await eventually(lambda: node.parts.news.watched)
+            [connection] = node.parts.server.connections
+            connection.pause_writing()
+            sent: list[Any] = []
+            send = connection.send
+            connection.send = lambda message: (sent.append(message), send(message))[1]
+            for number in range(20):
+                await node.store.propose(commands.put(b"a", b"%d" % number))
+                await node.store.get(b"a")
+            assert sent == []
+            connection.resume_writing()
+            await wait
+            assert sent == [News(20)]
 
     run(work())
 
