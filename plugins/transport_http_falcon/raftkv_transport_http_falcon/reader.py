@@ -132,10 +132,10 @@ class Reader:
     def too_slow(self) -> Problem:
         """What to say when the deadline of a head or a body has passed."""
         if self.phase == HEAD:
-            what, seconds = "header", self._limits.header_timeout_s
+            code, seconds = "header_timeout", self._limits.header_timeout_s
         else:
-            what, seconds = "body", self._limits.body_timeout_s
-        return Problem(408, f"{what}_timeout", f"the {what} did not arrive within {seconds:g} s", retryable=True)
+            code, seconds = "body_timeout", self._limits.body_timeout_s
+        return Problem(408, code, f"the request did not arrive within {seconds:g} s", retryable=True)
 
     def _parse(self, data: bytes) -> None:
         """What the parser makes of it comes back as calls of the `on_` methods."""
