@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from heapq import merge
+from itertools import groupby
 from typing import Any, Final
 
 from raftkv_core.interfaces.storage import TABLES, ReadTransaction, Storage
@@ -56,15 +58,16 @@ class Generation:
         else:
             rows[key] = before
 
-    def keys_between(self, table: str, start: bytes, end: bytes | None) -> list[bytes]:
-        """Pending keys in the range, ascending. Sorted on the first demand, kept sorted from then on."""
+    def keys_between(self, table: str, start: bytes, end: bytes | None) -> Iterator[bytes]:
+        """Pending keys in the range, ascending, each only when asked for: a transaction that wants one row of a
+        long range pays for one. Sorted on the first demand, kept sorted from then on."""
         if not self.tables[table]:
-            return []
+            return iter(())
         keys = self._sorted.get(table)
         if keys is None:
             keys = self._sorted[table] = sorted(self.tables[table])
         last = len(keys) if end is None else bisect_left(keys, end)
-        return keys[bisect_left(keys, start) : last]
+        return map(keys.__getitem__, range(bisect_left(keys, start), last))
 
 
 class WriteBuffer:
@@ -107,23 +110,21 @@ class WriteBuffer:
         """Rows with start <= key < end, ascending, pending ones included. Do not write while iterating."""
         pending = self._filling.keys_between(table, start, end)
         if self._committing is not None:
-            pending = sorted({*pending, *self._committing.keys_between(table, start, end)})
-        stored = self._txn.scan(table, start, end)
-        if not pending:
-            yield from stored
-            return
-        at = 0
-        for key, row in stored:
-            while at < len(pending) and pending[at] < key:
-                yield from self._pending_row(table, pending[at])
-                at += 1
-            if at < len(pending) and pending[at] == key:
+            both = merge(pending, self._committing.keys_between(table, start, end))
+            pending = (key for key, _same in groupby(both))
+        following = next(pending, None)
+        for key, row in self._txn.scan(table, start, end):
+            while following is not None and following < key:
+                yield from self._pending_row(table, following)
+                following = next(pending, None)
+            if following == key:
                 yield from self._pending_row(table, key)
-                at += 1
+                following = next(pending, None)
             else:
                 yield key, row
-        for key in pending[at:]:
-            yield from self._pending_row(table, key)
+        while following is not None:
+            yield from self._pending_row(table, following)
+            following = next(pending, None)
 
     def _pending_row(self, table: str, key: bytes) -> Iterator[tuple[bytes, bytes]]:
         row = self.get(table, key)
