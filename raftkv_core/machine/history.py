@@ -59,15 +59,23 @@ class HistoryBound:
         self._floor = total_before(self._get, state, least + 1)
         if state.history_total - self._floor <= bytes_most:
             return least
-        low, high = least, state.revision  # the bytes above `low` are too many, those above `high` are not
+        # The bytes above `low` are too many, those above `high` are not. Most commands push out one revision or
+        # two, so look near first, in growing steps, and halve the last one.
+        low, step = least, 1
+        while low + step < state.revision and self._kept(state, low + step) > bytes_most:
+            low, step = low + step, 2 * step
+        high = min(low + step, state.revision)
         while high - low > 1:
             middle = (low + high) // 2
-            if state.history_total - total_before(self._get, state, middle + 1) > bytes_most:
+            if self._kept(state, middle) > bytes_most:
                 low = middle
             else:
                 high = middle
         self._floor = total_before(self._get, state, high + 1)
         return high
+
+    def _kept(self, state: State, compacted: int) -> int:
+        return state.history_total - total_before(self._get, state, compacted + 1)
 
 
 def trim_rows(txn: WriteTransaction, compacted: int, rows_most: int) -> bool:
