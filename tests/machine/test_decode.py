@@ -64,7 +64,7 @@ def pack(value: Any) -> bytes:
 
 
 @given(st.one_of(st.binary(max_size=60), anything.map(pack), shaped.map(pack)))
-@examples(600)
+@examples(400)
 def test_whatever_bytes_arrive_are_a_command_or_a_bad_one(data: bytes) -> None:
     """Decoding raises BadCommand and nothing else; what it lets through can be weighed."""
     try:
