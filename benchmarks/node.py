@@ -20,6 +20,7 @@ import multiprocessing.synchronize
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import uvloop
 from raftkv_core import worker
 from raftkv_core.config import Config, LimitSettings, LogSettings, NodeSettings, Selected
 from raftkv_core.machine import commands
-from raftkv_core.node import runtime
+from raftkv_core.node import assembly, proposer, runtime
 from raftkv_core.node.datadir import DataDirectory, Layout, write_file
 from raftkv_core.observability import configure_logging
 from raftkv_core.registry import Registry
@@ -83,7 +84,8 @@ def cpu_seconds(pid: int) -> tuple[float, float]:
 
 
 async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) -> dict[str, Any]:
-    store = await worker.connect(resolved)
+    stores = [await worker.connect(resolved) for _ in range(1 if arguments.reads else arguments.connections)]
+    store = stores[0]
     value = b"v" * arguments.value_bytes
     keys = [b"key-%06d" % number for number in range(arguments.keys)]
     latencies: list[float] = []
@@ -94,6 +96,7 @@ async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) ->
         stop_at = time.monotonic() + arguments.seconds
 
     async def write(number: int) -> None:
+        store = stores[number % len(stores)]
         turn = number * 7919
         while (now := time.monotonic()) < stop_at:
             turn += 1
@@ -122,7 +125,8 @@ async def drive(arguments: argparse.Namespace, resolved: Path, node_pid: int) ->
         "latencies": sorted(latencies),
         "status": await store.status(),
     }
-    await store.close()
+    for store in stores:
+        await store.close()
     return result
 
 
@@ -130,6 +134,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", default="lmdb")
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--connections", type=int, default=1, help="to the node, as of so many workers; puts only")
+    parser.add_argument("--window", type=int, help="entries in flight, instead of the node's own number")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--value-bytes", type=int, default=256)
     parser.add_argument("--keys", type=int, default=10_000)
@@ -141,6 +147,8 @@ def main() -> None:
     parser.add_argument("--profile", help="file for the node's cProfile figures; slows it down")
     parser.add_argument("--directory", help="where to keep the data; by default a temporary folder")
     arguments = parser.parse_args()
+    if arguments.window is not None:
+        assembly.Proposer = partial(proposer.Proposer, window=arguments.window)  # type: ignore[misc,assignment]
     if arguments.switch_interval_ms is not None:
         runtime.SWITCH_INTERVAL_S = arguments.switch_interval_ms / 1_000  # type: ignore[misc]
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
@@ -165,7 +173,7 @@ def main() -> None:
 def report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
     latencies, figures = result["latencies"], result["status"]["figures"]
     rate = result["rate"]
-    proposer, storage, log = figures["proposer"], figures["storage"], figures["consensus"]
+    proposed, storage, log = figures["proposer"], figures["storage"], figures["consensus"]
     print(
         f"{arguments.storage}, {arguments.clients} clients, {arguments.reads or 'put'}: {rate:,.0f}/s, "
         f"p50 {1_000 * latencies[len(latencies) // 2]:.2f} ms, "
@@ -177,9 +185,9 @@ def report(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
         f"client {result['client_cores']:.2f} cores ({1e6 * result['client_cores'] / rate:.1f} µs each)"
     )
     print(
-        f"  {proposer['commands'] / max(1, proposer['entries']):.1f} commands an entry, "
-        f"{proposer['commands'] / max(1, log['groups']):.1f} a log group, "
-        f"{proposer['commands'] / max(1, storage['commits']):.0f} a storage commit "
+        f"  {proposed['commands'] / max(1, proposed['entries']):.1f} commands an entry, "
+        f"{proposed['commands'] / max(1, log['groups']):.1f} a log group, "
+        f"{proposed['commands'] / max(1, storage['commits']):.0f} a storage commit "
         f"({1_000 * storage['commit_s_total'] / max(1, storage['commits']):.2f} ms each, "
         f"longest {1_000 * storage['commit_s_max']:.1f} ms), barriers {figures['reads']}"
     )

@@ -36,11 +36,12 @@ from raftkv_core.node.calls import Calls
 from raftkv_core.node.checks import check_limits, reconcile_log
 from raftkv_core.node.committer import Committer
 from raftkv_core.node.datadir import DataDirectory
+from raftkv_core.node.figures import node_figures
 from raftkv_core.node.genesis import Genesis
 from raftkv_core.node.machine import NodeMachine
 from raftkv_core.node.proposer import Proposer
 from raftkv_core.node.server import NodeServer, Services
-from raftkv_core.node.space import SpaceWatch
+from raftkv_core.node.space import SpaceWatch, free_bytes
 from raftkv_core.node.status import NodeStatus
 from raftkv_core.node.store import LocalStore
 from raftkv_core.node.streams import StreamFile
@@ -90,6 +91,8 @@ class Assembly:
         self._spawn = spawn
         self._log: DurableLog | None = None
         self._trimmed_index = 0
+        self.reserves_released = False
+        """Replay was given what is held back for it."""
         self.maintenance_due = False
         """A reader process ended: it may have left something in storage."""
         self.storage: Storage
@@ -112,6 +115,7 @@ class Assembly:
             self.storage_durable = "durable" in plugin.capabilities(settings)
             if storage.space().free_bytes < config.limits.space_low_bytes:
                 storage.release_reserve()  # replay must not fail for want of what was held back for it
+                self.reserves_released = True
             keeper = None if self.storage_durable else StreamFile(data.streams, storage)
             if keeper is not None:
                 keeper.load()
@@ -198,7 +202,7 @@ class Assembly:
             space=self.space,
             capabilities=sorted(offered),
             insecure_listeners=insecure_listeners(config, self.around.registry),
-            figures=self._figures(),
+            figures=node_figures(self.proposer, self.committer, self.storage, machine, self.barrier),
             replaying=lambda: not self.started,
         )
         self.store = LocalStore(
@@ -272,8 +276,9 @@ class Assembly:
         )
         for cut in log.cuts:
             self.around.logger.info("the log was cut after a crash", what=cut)
-        if self.storage.space().free_bytes < config.limits.space_low_bytes:
+        if self.reserves_released or free_bytes(data.log) < config.limits.space_low_bytes:
             log.release_reserve()
+            self.reserves_released = True
         reconcile_log(log, data.log, self.machine.visible, self.machine.history_id)
         return log
 
@@ -284,43 +289,6 @@ class Assembly:
                 f"the store in {self.around.data.storage} is of cluster {stored}, the data directory of {known}; "
                 "put back the storage folder that belongs here, or replace this node"
             )
-
-    def _figures(self) -> dict[str, Callable[[], dict[str, int | float]]]:
-        def proposer() -> dict[str, int | float]:
-            figures = self.proposer.figures
-            return {
-                "commands": figures.commands,
-                "entries": figures.entries,
-                "refused": figures.refused,
-                "unknown": figures.unknown,
-                "waiting": self.proposer.waiting_commands,
-            }
-
-        def storage() -> dict[str, int | float]:
-            figures = self.committer.figures
-            return {
-                **self.storage.figures(),
-                "commits": figures.commits,
-                "syncs": figures.syncs,
-                "commit_s_total": round(figures.commit_seconds, 6),
-                "commit_s_max": round(figures.commit_seconds_max, 6),
-                "buffer_bytes": self.machine.pending_bytes,
-            }
-
-        def state() -> dict[str, int | float]:
-            machine = self.machine.state
-            return {
-                "keys": machine.keys,
-                "live_bytes": machine.live_bytes,
-                "history_bytes": self.machine.history_bytes,
-                "idempotency_keys": machine.dedupe_keys,
-                "clock_ms": self.machine.clock_ms,
-            }
-
-        def reads() -> dict[str, int | float]:
-            return {"barriers": self.barrier.readers, "barrier_rounds": self.barrier.rounds}
-
-        return {"proposer": proposer, "storage": storage, "state": state, "reads": reads}
 
     # ---------------------------------------------------------------- what one part tells another
 
@@ -377,6 +345,7 @@ class Assembly:
 
     def hold_reserves(self) -> None:
         """There is space again: hold back what was given up."""
+        self.reserves_released = False
         self.storage.restore_reserve()
         if self._log is not None:
             self._log.restore_reserve()

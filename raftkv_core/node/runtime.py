@@ -286,12 +286,11 @@ class NodeRuntime:
         maintained = self._around.clock.monotonic()
         while True:
             parts = self.parts
-            was_low = parts.space.low
             parts.space.poll()
             parts.genesis.poll()
             if self._read_only and not parts.space.low:
                 self._fatal("there is space again: starting anew to replay the log")
-            elif was_low and not parts.space.low:
+            elif parts.reserves_released and not parts.space.low:
                 parts.hold_reserves()
             if parts.maintenance_due or self._around.clock.monotonic() - maintained >= MAINTAIN_S:
                 maintained = self._around.clock.monotonic()

@@ -149,6 +149,8 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
     def frame_received(self, frame: list[WorkerMessage]) -> None:
         handlers = self._handlers
         for message in frame:
+            if not self.open:
+                return
             if not self._greeted and type(message) is not Hello:
                 raise FrameError("the first message must be a hello")
             handlers[type(message)](message)
@@ -244,8 +246,8 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
 
     def push_news(self) -> None:
         """A worker that does not take its news gets the newest when it does, and not all of them."""
-        self._news_due = not self.writable
-        if self.writable:
+        self._news_due = self._greeted and not self.writable
+        if self._greeted and self.writable:
             self.send(News(self._services.news.revision))
 
     def _call(self, message: Call) -> None:

@@ -30,6 +30,9 @@ __all__ = ["LocalStore", "ReadingStore", "StorageSnapshots", "follow"]
 QUICK_ROWS: Final = 128
 """A page of more rows, or more changes to look at, is read in a thread."""
 
+WATCH_PAGE_CHANGES: Final = 100
+"""Changes that one step of a watch looks at, each up to a largest value long."""
+
 
 class ReadingStore:
     """The read half of a `Store`, over `Reading`."""
@@ -121,10 +124,11 @@ class _HasChanges(Protocol):
 async def follow(
     store: _HasChanges, news: RevisionNews, after: int, start: bytes, end: bytes | None
 ) -> AsyncIterator[ChangesPage]:
-    """Pages of changes, for ever: all that a watch is."""
+    """Pages of changes, for ever: all that a watch is. A page without changes in the range tells how far it got,
+    so that a watcher of a quiet range can resume where history is still kept."""
     while True:
-        page = await store.changes(after, start=start, end=end)
-        if page.changes:
+        page = await store.changes(after, start=start, end=end, limit=WATCH_PAGE_CHANGES)
+        if page.changes or page.revision > after:
             yield page
         if page.revision > after:
             after = page.revision

@@ -171,6 +171,20 @@ def test_another_protocol_is_refused_clearly(run: Run, start_node: Any, layout: 
     run(work())
 
 
+def test_a_refusal_reaches_who_says_more_than_hello(run: Run, start_node: Any, layout: Layout) -> None:
+    """What came in the same frame is not looked at, and does not drown the reason."""
+
+    async def work() -> None:
+        async with start_node() as node:
+            [[tag, reason]] = await speak(
+                layout, [0, PROTOCOL, "node9", 1, "0.1.0"], [1, 1, 1_000, [commands.put(b"a", b"1")]]
+            )
+            assert (tag, "node9" in reason) == (1, True)
+            assert node.parts.machine.state.keys == 0
+
+    run(work())
+
+
 def test_a_stranger_gets_nowhere(run: Run, start_node: Any, layout: Layout, logger: Any) -> None:
     """A first message that is no hello, or no message at all, ends the connection unanswered."""
 
