@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--directory", help="where to keep the data; by default a temporary folder")
     arguments = parser.parse_args()
     if arguments.window is not None:
-        assembly.Proposer = partial(proposer.Proposer, window=arguments.window)  # type: ignore[misc,assignment]
+        vars(assembly)["Proposer"] = partial(proposer.Proposer, window=arguments.window)
     if arguments.switch_interval_ms is not None:
         runtime.SWITCH_INTERVAL_S = arguments.switch_interval_ms / 1_000  # type: ignore[misc]
     with tempfile.TemporaryDirectory(dir=arguments.directory) as folder:
