@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 INTERNAL_VARIABLES: Final = frozenset(
-    {"RAFTKV_RESOLVED", "RAFTKV_READY_FD", "RAFTKV_LOCK_FD", "RAFTKV_PARENT_PID", "RAFTKV_DEBUG"}
+    {"RAFTKV_RESOLVED", "RAFTKV_READY_FD", "RAFTKV_LOCK_FD", "RAFTKV_PARENT_PID", "RAFTKV_DEBUG", "RAFTKV_URL"}
 )
-"""Variables that raftkv's own processes use between them; no configuration."""
+"""Variables that raftkv's processes use between them or that commands read; no configuration of a node."""
 
 SEED_VARIABLES: Final[Mapping[str, str]] = {
     "NODE_ID": "node.id",

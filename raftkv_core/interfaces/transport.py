@@ -117,7 +117,10 @@ class Store(Protocol):
         """Events with revision > after in the key range, straight from storage."""
 
     def watch(self, after: int, *, start: bytes = b"", end: bytes | None = None) -> AsyncIterator[ChangesPage]:
-        """`changes` again and again, waiting for news in between. Raises Compacted when it fell behind."""
+        """`changes` again and again, waiting for news in between. Raises Compacted when it fell behind.
+
+        A page may have no changes in the range: its revision then says where to resume.
+        """
 
     async def propose(self, command: bytes, *, timeout_s: float | None = None) -> Outcome:
         """Propose an encoded command (`raftkv_core.machine.commands`) and wait for its outcome.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from raftkv_core.testing.deployment import Deployment
+from raftkv_core.testing.deployment import Deployment, wait_for
 from raftkv_core.testing.verify import contradictions
 
 pytestmark = [pytest.mark.lmdb, pytest.mark.http]
@@ -43,6 +43,15 @@ class Writer(threading.Thread):
                 self.failures.add(answer.status)
 
 
+def read(node: Deployment, key: str) -> bytes:
+    """The value, as soon as the worker that gets the request has found the node again."""
+    answer = wait_for(
+        lambda: (answer := node.request("GET", f"/v1/kv/{key}")).status != 503 and answer, f"an answer for {key}"
+    )
+    assert answer.status == 200, answer
+    return bytes(answer.body)
+
+
 @pytest.mark.timeout(240)
 def test_acknowledged_writes_survive_kills_of_the_node(tmp_path: Path) -> None:
     """20 times: kill -9 of the node under load; each acknowledged write is there, the digest recomputed from
@@ -69,7 +78,7 @@ def test_acknowledged_writes_survive_kills_of_the_node(tmp_path: Path) -> None:
             assert writer.acknowledged, f"{writer.name} was never answered"
             assert writer.failures <= {503, 504}
             for key, value in writer.acknowledged.items():
-                found = int(node.request("GET", f"/v1/kv/{key}").body)
+                found = int(read(node, key))
                 assert value <= found <= writer.sent[key], f"{key}: {value} was acknowledged, {found} is there"
         digest = node.status()["digest"]
         assert node.stop() == 0

@@ -189,6 +189,20 @@ def test_a_watch_is_told_every_change_in_order(run: Run, start_node: Any) -> Non
     run(work())
 
 
+def test_a_watch_of_a_quiet_range_says_how_far_it_got(run: Run, start_node: Any) -> None:
+    """Its resume point moves with the store, or history would be forgotten from under it."""
+
+    async def work() -> None:
+        async with start_node() as node:
+            await put(node, b"a", b"b", b"c")
+            watch = node.store.watch(0, start=b"x", end=b"y")
+            page = await watch.__anext__()
+            assert (page.changes, page.revision) == ([], 3)
+            await watch.aclose()
+
+    run(work())
+
+
 def test_ticks_expire_idempotency_keys(run: Run, start_node: Any, monkeypatch: Any, eventually: Any) -> None:
     """The leader's node moves the clock while anything is remembered: ttl and one interval."""
 
