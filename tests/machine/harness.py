@@ -312,7 +312,8 @@ _GARBAGE: list[Any] = [
 ]
 Garbage = [x if isinstance(x, bytes) else msgpack.packb(x) for x in _GARBAGE]
 
-_RETRY = Op.EXPIRE  # not carried out in this release, so free to stand for "send an earlier command again"
+_RETRY = "send an earlier command again"
+_EXACT = "keep the bytes of so many revisions exactly, or one byte more or less"
 
 actions: st.SearchStrategy[Action] = weighted(
     (8, st.tuples(st.just(Op.PUT), _puts, _idempotency)),
@@ -325,6 +326,7 @@ actions: st.SearchStrategy[Action] = weighted(
     (1, st.tuples(st.sampled_from([Op.GENESIS, Op.SEAL]), _idempotency)),
     (1, st.tuples(st.just(Op.GET), st.sampled_from(Garbage))),
     (2, st.tuples(st.just(_RETRY), st.integers(0, 5))),
+    (1, st.tuples(st.just(_EXACT), st.integers(0, 6), st.integers(-1, 1))),
 )
 """Commands in the abstract: what depends on the state (revisions, terms) is filled in by `Sender.encode`."""
 
@@ -367,7 +369,7 @@ class Sender:
         self.sent.append(command)
         return command
 
-    def _encode(self, op: Op, rest: list[Any], term: int) -> Command:
+    def _encode(self, op: Any, rest: list[Any], term: int) -> Command:
         model = self.model
         if op == Op.GET:
             return Command(rest[0], valid=False)
@@ -385,6 +387,9 @@ class Sender:
             return Command(commands.txn(compares, *parts, idempotency_key=idempotency_key))
         if op == Op.COMPACT:
             return Command(commands.compact(max(0, model.revision - rest[0])))
+        if op == _EXACT:
+            kept = sum(event.history_bytes() for event in model.after(model.revision - rest[0]))
+            return Command(commands.settings({"history_bytes": max(0, kept + rest[1])}))
         if op == Op.SETTINGS:
             return Command(commands.settings(rest[0]))
         if op == Op.REPORT:

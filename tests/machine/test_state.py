@@ -397,6 +397,20 @@ def test_settings_shrink_history_at_once(begun: Node) -> None:
     assert begun.machine.compacted == 22
 
 
+@pytest.mark.parametrize("less", [-1, 0, 1])
+@pytest.mark.parametrize("kept", [0, 1, 2, 3, 5, 8, 13, 21, 30, 33, 36, 38, 39, 40])
+def test_the_byte_limit_is_exact_however_far_it_jumps(storages: Storages, kept: int, less: int) -> None:
+    """A limit of exactly the bytes of the newest revisions keeps them all; one byte less forgets one more."""
+    with Node(storages) as node:
+        node.begin()
+        for number in range(40):
+            node.do(commands.put(b"a", bytes(number)))
+        changes = [7 + len(key) + len(row) for key, row in Pending(node.machine).scan("changes")]
+        exact = sum(changes[len(changes) - kept :])
+        node.do(commands.settings({"history_bytes": max(0, exact - less)}))
+        assert node.machine.compacted == 40 - kept + (1 if less == 1 and kept else 0)
+
+
 def test_trimming_is_bounded_and_catches_up(storages: Storages) -> None:
     """A commit removes a bounded number of rows and says that there are more; the last one leaves none."""
     with small_bounds(trim_rows=10), Node(storages) as node:
