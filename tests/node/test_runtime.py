@@ -184,6 +184,11 @@ def test_a_watch_is_told_every_change_in_order(run: Run, start_node: Any) -> Non
             while len(seen) < 29:
                 seen += [change.key for change in (await watch.__anext__()).changes]
             assert sorted(seen) == sorted(b"a%d" % number for number in range(1, 30))
+            await put(node, b"elsewhere")
+            page = await watch.__anext__()
+            while page.revision < node.parts.machine.revision:
+                page = await watch.__anext__()
+            assert page.changes == [], "it says where to resume all the same"
             await watch.aclose()
 
     run(work())
