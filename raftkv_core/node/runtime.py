@@ -34,8 +34,8 @@ from raftkv_core.registry import Registry
 
 __all__ = ["NodeFailed", "NodeRuntime"]
 
-STOP_S: Final = 10.0
-"""For the whole of an orderly stop; the supervisor's patience is longer."""
+STEP_S: Final = 3.0
+"""For each step of a stop; the supervisor is more patient than all of them together."""
 
 POLL_S: Final = 0.1
 """How often the ticker looks at its clock."""
@@ -207,38 +207,47 @@ class NodeRuntime:
         parts = self.parts
         self._logger.info("stopping")
         for transport in self._transports:
-            await transport.stop(STOP_S)
+            await transport.stop(STEP_S)
         self._transports.clear()
         await parts.server.stop_accepting()
-        await parts.proposer.drain(STOP_S / 2)
+        await parts.proposer.drain(STEP_S)
         await self._stop_engine(transfer=True)
+        await self._end_requests()
         await self._close(durable=not self._read_only)
         self._check_failure()
         self._logger.info("stopped")
 
     async def _abandon(self) -> None:
-        """After a fault: end everything, acknowledge nothing, leave storage as it is."""
+        """After a fault: end everything, acknowledge nothing, leave storage as it is.
+
+        Clients are told first, because what failed may also be slow to stop.
+        """
         for transport in self._transports:
             with suppress(Exception):
                 await transport.stop(0.0)
         self._transports.clear()
         if self._parts is not None:
+            await self._end_requests()
             await self._stop_engine(transfer=False)
             await self._close(durable=False)
 
     async def _stop_engine(self, *, transfer: bool) -> None:
         try:
-            await self.parts.engine.stop(transfer=transfer, deadline_s=STOP_S / 2)
+            await self.parts.engine.stop(transfer=transfer, deadline_s=STEP_S)
         except Exception as error:  # noqa: BLE001 - whatever it is, everything else is still to be closed
             self._logger.warning("the consensus engine did not stop in order", error=repr(error))
 
-    async def _close(self, *, durable: bool) -> None:
+    async def _end_requests(self) -> None:
+        """Answer everybody who waits, truthfully, and end the connections."""
         parts = self.parts
-        await self._cancel_tasks()
         await parts.proposer.stop()
         await parts.barrier.close()
         await parts.store.close()
         await parts.server.close()
+
+    async def _close(self, *, durable: bool) -> None:
+        parts = self.parts
+        await self._cancel_tasks()
         await parts.committer.close(durable=durable and self._failure is None)
         parts.close_storage()
         self._parts = None

@@ -56,6 +56,9 @@ __all__ = ["NodeServer", "Services"]
 HELLO_S: Final = 5.0
 """A connection that has not said who it is by then is closed."""
 
+CLOSE_S: Final = 1.0
+"""A worker that has not taken its last answers by then does not get them."""
+
 CALLS_MAX: Final = 1_024
 """Calls and barriers of one worker under way at once."""
 
@@ -105,7 +108,10 @@ class NodeServer:
         connections = list(self.connections)
         for connection in connections:
             connection.close()
+        if connections:
+            await asyncio.wait([connection.gone for connection in connections], timeout=CLOSE_S)
         for connection in connections:
+            connection.abort()
             await connection.ended()
 
     def announce_generation(self) -> None:
@@ -133,6 +139,7 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
             Cancel: self._cancel,
             Hello: self._hello,
         }
+        self.gone: asyncio.Future[None] = self._loop.create_future()
         self._greeted = False
         self._hello_timer: asyncio.TimerHandle | None = None
         self._unsubscribe: Callable[[], None] | None = None
@@ -161,6 +168,8 @@ class _Connection(FrameProtocol[list[WorkerMessage], NodeMessage]):
 
     def disconnected(self, reason: str) -> None:
         self._connections.discard(self)
+        if not self.gone.done():
+            self.gone.set_result(None)
         if self._hello_timer is not None:
             self._hello_timer.cancel()
         if self._unsubscribe is not None:

@@ -305,6 +305,7 @@ def test_a_restart_of_the_node_is_survived(run: Run, start_node: Any, layout: La
             await store.propose(commands.put(b"a", b"1"))
             watch = store.watch(1)
             waiting = asyncio.ensure_future(watch.__anext__())
+            await eventually(lambda: store._client.news.watched)
         await eventually(lambda: not store._client.connected)
         with pytest.raises(Unavailable) as refused:
             await store.propose(commands.put(b"b", b"2"))
@@ -444,6 +445,34 @@ def test_a_worker_that_does_not_listen_gets_the_newest_news_later(run: Run, conn
             connection.resume_writing()
             await wait
             assert sent == [News(20)]
+
+    run(work())
+
+
+def test_after_a_fault_clients_are_told_at_once(
+    run: Run, start_node: Any, layout: Layout, monkeypatch: Any, eventually: Any
+) -> None:
+    """Before anything is closed, which may take long on a disk that hangs."""
+
+    async def work() -> None:
+        async with start_node(crash=True) as node:
+            store = await worker.connect(layout.resolved_file)
+            hang(node, monkeypatch)
+            waiting = asyncio.ensure_future(store.propose(commands.put(b"a", b"1"), timeout_s=60.0))
+            told: list[bool] = []
+            stop = node.parts.engine.stop
+
+            async def stopping(**options: Any) -> None:
+                await asyncio.wait([waiting], timeout=5.0)
+                told.append(waiting.done())
+                await stop(**options)
+
+            monkeypatch.setattr(node.parts.engine, "stop", stopping)
+            await eventually(lambda: node.parts.proposer.waiting_commands)
+        assert told == [True]
+        with pytest.raises(OutcomeUnknown, match="stopped before"):
+            await waiting
+        await store.close()
 
     run(work())
 
