@@ -286,7 +286,7 @@ class DurableLog:
 
         A crash soon after may bring some of them back.
         """
-        first = self._index.trim(min(index, self.synced_index))
+        first = self._index.trim(index)
         if first is not None:
             self._terms.trim(first.base)
             self._intake.trim(first.segment)
@@ -374,6 +374,7 @@ class DurableLog:
             "synced_index": self.synced_index,
             "segments": len(self._index.segments),
             "segments_retired": self._files.retired_count,
+            "segments_prepared": int(self._writer.prepared),
             "segment_bytes": sum(segment.segment.size for segment in self._index.segments),
             "reserve_bytes": self._reserve.held_bytes,
             "cache_bytes": self._recent.bytes,

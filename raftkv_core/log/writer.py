@@ -83,6 +83,8 @@ class Writer:
         self._listener = listener
         self._sync = sync
         self._random_bytes = random_bytes
+        self.prepared = False
+        """Whether there is nothing left to do ahead: the next segment is made and filled."""
         self._stopped = False
         self._starved = False
         """There was no room for the next segment; tried again when it is needed."""
@@ -182,6 +184,7 @@ class Writer:
         at.segments.append(segment)
         at.offset = 0
         self._starved = False
+        self.prepared = False
 
     def _prepare(self) -> bool:
         """One step towards the next segment being ready; says whether another one is due."""
@@ -194,11 +197,12 @@ class Writer:
                     raise
                 self._starved = True
             return True
-        if not self._sync:
-            return False
-        if self._files.fill(at.segments[-1], at.offset):
-            return True
-        return at.next_segment is not None and self._files.fill(at.next_segment, 0)
+        ahead = self._sync and (
+            self._files.fill(at.segments[-1], at.offset)
+            or (at.next_segment is not None and self._files.fill(at.next_segment, 0))
+        )
+        self.prepared = not ahead and not self._starved
+        return ahead
 
     def _trim(self, first: Segment) -> None:
         # The pointer may name it only once its first frame is on disk, which without `sync` nobody has seen to.

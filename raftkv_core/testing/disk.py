@@ -122,7 +122,7 @@ class _SimFile:
         return len(self._node.seen)
 
     def written(self) -> int:
-        return self.size()
+        return 0
 
     def read(self, offset: int, size: int) -> bytes:
         self._begin("read")

@@ -39,6 +39,35 @@ def test_a_failed_write_or_sync_is_never_retried(operation: Operation) -> None:
     assert sim.log.last_index == 1
 
 
+def test_the_writer_stops_by_itself() -> None:
+    """Work that is waiting is not begun in the time before the loop hears of the failure."""
+    sim = SimulatedLog()
+    sim.executor.run()
+    sim.append(1)
+    sim.disk.fail("sync")
+    sim.executor.work()
+    calls = sim.disk.calls
+    sim.append(1)
+    while sim.executor.work():
+        pass
+    assert sim.disk.calls == calls
+    sim.executor.tell()
+    assert (len(sim.failures), sim.synced) == (1, [])
+
+
+def test_what_a_killed_process_left_in_memory_is_made_durable_before_it_is_built_upon() -> None:
+    """A pointer that was moved and not yet synced counts only after the next open has synced it."""
+    sim = SimulatedLog()
+    sim.append_synced(1)
+    sim.disk.fail("sync_directory")
+    with pytest.raises(DataDirectoryError):
+        sim.log.set_history(b"h" * 16)
+    sim.kill()
+    assert sim.log.history_id == b"h" * 16
+    sim.power_loss()
+    assert sim.log.history_id == b"h" * 16
+
+
 def test_what_a_failed_sync_left_in_memory_is_made_durable_or_not_shown() -> None:
     """After a failed sync the pages count as clean. A log opened on them does not believe it."""
     sim = SimulatedLog()

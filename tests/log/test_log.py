@@ -60,8 +60,11 @@ def test_a_group_has_a_bound() -> None:
     """A long queue goes out in several frames, a large entry in one of its own."""
     sim = SimulatedLog(segment_bytes=4 << 20)
     new = sim.append(*[1] * 5, size=GROUP_BYTES_MAX // 2) + sim.append(1, size=3 * GROUP_BYTES_MAX)
-    sim.executor.run()
+    flushed = []
+    while sim.executor.step():
+        flushed.append((sim.log.synced_index, sim.log.flushed_ticket == sim.log.flush_ticket()))
     assert sim.synced == [2, 4, 6]
+    assert flushed[:3] == [(2, False), (4, False), (6, True)]
     sim.power_loss()
     assert sim.all_entries() == new
 
@@ -223,6 +226,65 @@ def test_the_log_may_begin_anywhere() -> None:
     assert (sim.log.base, sim.log.term, sim.log.vote) == (Position(1000, 4), 5, "a")
     assert sim.log.history_id == b"h" * 16
     assert sim.all_entries() == new
+
+
+def test_every_segment_repeats_term_and_vote() -> None:
+    """Term and vote survive the trimming of the segment in which they were set, before a reset and after."""
+    sim = SimulatedLog()
+    sim.log.set_state(5, "a")
+    for base in (0, 100):
+        if base:
+            sim.log.reset(Position(base, 5))
+        for _ in range(12):
+            sim.append_synced(5, size=3000)
+        sim.log.trim(base + 11)
+        sim.executor.run()
+        assert sim.log.base.index > base
+        sim.power_loss()
+        assert (sim.log.term, sim.log.vote) == (5, "a")
+
+
+def test_a_segment_whose_base_was_truncated_is_not_where_the_log_begins() -> None:
+    """The log never begins after an entry that is no longer in it."""
+    for restart in (False, True):
+        sim = SimulatedLog()
+        sim.append_synced(1, 1, 1, 1)
+        while len(sim.segment_paths()) < 3:
+            sim.append_synced(1, size=3000)
+        begins = sim.log.last_index - 1  # the entry that the newest segment goes on from
+        sim.log.truncate(begins - 1)
+        sim.append_synced(2, 2, 2)
+        if restart:
+            sim.kill()
+        kept = sim.all_entries()
+        sim.log.trim(begins)
+        base = sim.log.base
+        assert base.index in (0, *(entry.index for entry in kept if entry[:2] == base))
+        sim.executor.run()
+        sim.power_loss()
+        assert sim.all_entries() == kept[base.index :]
+        assert sim.log.term_at(begins) == 2
+
+
+def test_a_segment_that_is_truncated_while_it_is_opened_is_not_where_the_log_begins() -> None:
+    """The same, when the truncation comes while the segment's first frame is on its way."""
+    sim = SimulatedLog()
+    new = sim.append_synced(*[1] * 3, size=3000)
+    segments = sim.log.figures()["segments"]
+    while sim.log.figures()["segments"] == segments:
+        new += sim.append(1, size=3000)
+        sim.executor.work()
+        sim.log.truncate(new[-2].index)
+        del new[-2:]
+        new += sim.append(2, 2, 2)
+        sim.executor.tell()
+        sim.executor.run()
+    sim.log.trim(new[-3].index)
+    base = sim.log.base
+    sim.executor.run()
+    sim.power_loss()
+    assert sim.all_entries() == new[base.index :]
+    assert base.term == ([0] + [entry.term for entry in new])[base.index]
 
 
 def test_a_reset_to_where_an_old_entry_was_does_not_bring_it_back() -> None:

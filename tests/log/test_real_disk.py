@@ -120,6 +120,8 @@ def test_new_segments_are_filled_ahead(tmp_path: Path) -> None:
         log = open_log(tmp_path)
         log.append(entries(1, 1))
         await log.wait_flushed()
+        while not log.figures()["segments_prepared"]:  # noqa: ASYNC110 - nobody is told of it
+            await asyncio.sleep(0.001)
         log.close()
         names = [name for name in RealDisk().names(tmp_path) if name.endswith("segment")]
         assert len(names) == 2
