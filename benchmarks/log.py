@@ -8,8 +8,10 @@ can be faster. "log" is what an engine sees, from `append` to `on_synced` on the
 
 The event loop is uvloop, as in the node. Two ways to use the log:
 
-- one at a time: the next group is appended when the one before was called synced;
-- flowing: two groups are under way, so that one gathers while the other syncs.
+- one at a time: a group is appended when the one before was called synced;
+- flowing: a second group waits while the first is synced, as under load.
+
+The last columns: what `append` costs the loop an entry, and what it takes to open the log again.
 """
 
 from __future__ import annotations
@@ -21,9 +23,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import uvloop
 
@@ -32,34 +32,36 @@ from raftkv_core.log import DurableLog, ThreadExecutor
 from raftkv_core.log.format import frame_bytes
 
 SHAPES = [(1, 300), (1, 6_000), (5, 6_000), (20, 6_000), (20, 300), (1, 1 << 20)]
+"""Entries a group, bytes an entry."""
 ROUND_S = 0.1
 SEGMENT_BYTES = 64 << 20
-
-
-class Result(NamedTuple):
-    """Seconds a group."""
-
-    bare: list[float]
-    log: list[float]
-
-    def row(self, name: str, entries: int, size: int, data: int) -> str:
-        bare, log = statistics.median(self.bare), statistics.median(self.log)
-        return (
-            f"{name:<13} {entries:>3} x {size:>7,} B  {bare * 1e6:>8,.0f}  {_p99(self.bare) * 1e6:>8,.0f}"
-            f"  {log * 1e6:>8,.0f}  {_p99(self.log) * 1e6:>8,.0f}  {log / bare:>5.2f}"
-            f"  {len(self.log) / sum(self.log):>7,.0f}  {entries * len(self.log) / sum(self.log):>9,.0f}"
-            f"  {data * len(self.log) / sum(self.log) / 1e6:>6,.0f}"
-        )
-
+APART_S = 0.0001
+"""Two groups handed over together would become one."""
 
 HEADING = (
-    f"{'':<13} {'group':>15}  {'bare p50':>8}  {'p99':>8}  {'log p50':>8}  {'p99':>8}  {'ratio':>5}"
-    f"  {'groups/s':>7}  {'entries/s':>9}  {'MB/s':>6}"
+    f"{'':>15}  {'device alone, us':>17}  {'log, one at a time, us':>25}  {'log, flowing, groups/s':>24}\n"
+    f"{'group':>15}  {'p50':>8} {'p99':>8}  {'p50':>8} {'p99':>8} {'ratio':>7}"
+    f"  {'device':>8} {'log':>8} {'ratio':>6}  {'entries/s':>9} {'MB/s':>6} {'append, us':>11} {'open, ms':>9}"
 )
 
 
-def _p99(values: list[float]) -> float:
-    return sorted(values)[int(len(values) * 0.99)]
+def row(entries: int, size: int, bare: list[float], single: list[float], flowing: list[float]) -> str:
+    """Seconds a group, of which the ratios say how many times as long the log takes as the device alone."""
+    bare_rate, log_rate = len(bare) / sum(bare), len(flowing) / sum(flowing)
+    return (
+        f"{entries:>3} x {size:>7,} B  {_p50(bare):>8,.0f} {_p99(bare):>8,.0f}"
+        f"  {_p50(single):>8,.0f} {_p99(single):>8,.0f} {_p50(single) / _p50(bare):>7.2f}"
+        f"  {bare_rate:>8,.0f} {log_rate:>8,.0f} {bare_rate / log_rate:>6.2f}"
+        f"  {entries * log_rate:>9,.0f} {entries * size * log_rate / 1e6:>6,.0f}"
+    )
+
+
+def _p50(seconds: list[float]) -> float:
+    return statistics.median(seconds) * 1e6
+
+
+def _p99(seconds: list[float]) -> float:
+    return sorted(seconds)[int(len(seconds) * 0.99)] * 1e6
 
 
 class Bare:
@@ -91,7 +93,7 @@ class Bare:
 
 
 class Driver:
-    """Appends a group whenever fewer than `depth` are under way."""
+    """Hands a group over whenever fewer than `depth` are under way."""
 
     def __init__(self, log: DurableLog, entries: int, data: bytes) -> None:
         self.append_s = 0.0
@@ -101,63 +103,74 @@ class Driver:
         self._data = data
 
     async def measure(self, depth: int) -> list[float]:
+        loop = asyncio.get_running_loop()
         log = self._log
-        done = asyncio.get_running_loop().create_future()
+        done = loop.create_future()
+        start = log.last_index
         times: list[float] = []
         last = time.perf_counter()
         end = last + ROUND_S
-        target = log.last_index
 
         def on_synced(index: int) -> None:
             nonlocal last
             now = time.perf_counter()
-            groups = (index - target) // self._entries - len(times)
-            times.extend([(now - last) / groups] * groups if groups else [])
-            last = now
+            groups = (index - start) // self._entries - len(times)
+            if groups:
+                times.extend([(now - last) / groups] * groups)
+                last = now
             if now < end:
-                self._append(groups)
-            elif index == log.last_index:
+                append(groups)
+            elif index == log.last_index and not done.done():
                 log.trim(index)
                 done.set_result(None)
 
+        def append(groups: int) -> None:
+            for place in range(groups):
+                if place == 0:
+                    self._append()
+                else:
+                    loop.call_later(place * APART_S, append_later)
+
+        def append_later() -> None:
+            if not done.done():
+                self._append()
+
         log.on_synced = on_synced
-        self._append(depth)
+        append(depth)
         await done
         return times
 
-    def _append(self, groups: int) -> None:
+    def _append(self) -> None:
         began = time.perf_counter()
-        for _ in range(groups):
-            first = self._log.last_index + 1
-            self._log.append([Entry(first + place, 1, 0, self._data) for place in range(self._entries)])
+        first = self._log.last_index + 1
+        self._log.append([Entry(first + place, 1, 0, self._data) for place in range(self._entries)])
         self.append_s += time.perf_counter() - began
-        self.appended += groups * self._entries
+        self.appended += self._entries
 
 
-async def compare(directory: Path, entries: int, size: int, seconds: float, say: Callable[[str], None]) -> None:
+async def compare(directory: Path, entries: int, size: int, seconds: float) -> str:
+    """One line of the table."""
     data = os.urandom(size)
     bare = Bare(directory / "bare", frame_bytes([Entry(1, 1, 0, data)] * entries, None, opens=False))
     log = _open(directory / f"log-{entries}-{size}")
     await _filled(log)
     driver = Driver(log, entries, data)
-    for name, depth in (("one at a time", 1), ("flowing", 2)):
-        result = Result([], [])
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            result.bare.extend(bare.measure())
-            result.log.extend(await driver.measure(depth))
-        say(result.row(name, entries, size, entries * size))
+    alone: list[float] = []
+    single: list[float] = []
+    flowing: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        alone += bare.measure()
+        single += await driver.measure(1)
+        flowing += await driver.measure(2)
     bare.close()
     log.close()
     began = time.perf_counter()
     log = _open(directory / f"log-{entries}-{size}")
-    opened_s = time.perf_counter() - began
-    held = log.last_index - log.base.index
+    opened_ms = (time.perf_counter() - began) * 1e3
     log.close()
     append_us = driver.append_s / driver.appended * 1e6
-    say(
-        f"  append takes {append_us:.1f} us of the loop an entry; opening takes {opened_s * 1e3:.0f} ms ({held:,} entries)"
-    )
+    return f"{row(entries, size, alone, single, flowing)} {append_us:>11.1f} {opened_ms:>9.0f}"
 
 
 def _open(directory: Path) -> DurableLog:
@@ -177,14 +190,13 @@ async def _filled(log: DurableLog) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--directory", type=Path, default=Path(), help="where to write (default: here)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each line of the table")
+    parser.add_argument("--seconds", type=float, default=6.0, help="for each line of the table")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="log-benchmark-", dir=options.directory))
     try:
-        print("microseconds a group, from handing it over to knowing that it is durable")
         print(HEADING, flush=True)
         for entries, size in SHAPES:
-            uvloop.run(compare(directory, entries, size, options.seconds, lambda line: print(line, flush=True)))
+            print(uvloop.run(compare(directory, entries, size, options.seconds)), flush=True)
     finally:
         shutil.rmtree(directory)
 
