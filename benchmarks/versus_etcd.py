@@ -145,8 +145,8 @@ def measure(row: Row, seconds: int, connections: int) -> Result:
         name: re.search(pattern, output)
         for name, pattern in (
             ("rate", r"Requests/sec:\s+([0-9.]+)"),
-            ("p50", r"50%\s+(\S+)"),
-            ("p99", r"99%\s+(\S+)"),
+            ("p50", r"(?m)^\s+50%\s+(\S+)"),
+            ("p99", r"(?m)^\s+99%\s+(\S+)"),
         )
     }
     if not all(found.values()):
