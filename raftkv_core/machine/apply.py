@@ -54,9 +54,7 @@ _TICK_REMOVES_MOST: Final = 256
 """Expired idempotency keys that one tick removes."""
 
 _OPERATORS: Final = {Operator.EQUAL: eq, Operator.NOT_EQUAL: ne, Operator.LESS: lt, Operator.GREATER: gt}
-_RESERVED: Final = frozenset(
-    (Op.SEAL, Op.CHECK, Op.LEASE_GRANT, Op.LEASE_KEEPALIVE, Op.LEASE_REVOKE, Op.EXPIRE)
-)
+_RESERVED: Final = frozenset((Op.SEAL, Op.CHECK, Op.LEASE_GRANT, Op.LEASE_KEEPALIVE, Op.LEASE_REVOKE, Op.EXPIRE))
 
 
 class MemberReport(NamedTuple):

@@ -85,9 +85,7 @@ def _put_arguments(key: Any, value: Any, lease: Any, attributes: Any, want: Any)
     _number(lease)
     _flag(want)
     if attributes is not None:
-        if type(attributes) is not dict or not all(
-            type(k) is str and type(v) is str for k, v in attributes.items()
-        ):
+        if type(attributes) is not dict or not all(type(k) is str and type(v) is str for k, v in attributes.items()):
             raise BadCommand("attributes are a map of text to text")
         if len(msgpack.packb(attributes)) > limits.ATTRIBUTES_BYTES_MAX:
             raise BadCommand(f"attributes have at most {limits.ATTRIBUTES_BYTES_MAX} bytes")
@@ -210,7 +208,5 @@ _CHECKS: Final[dict[int, Callable[[list[Any]], None]]] = {
     Op.GENESIS: _genesis,
     Op.REPORT: _report,
     Op.TICK: _tick,
-    **dict.fromkeys(
-        (Op.SEAL, Op.CHECK, Op.LEASE_GRANT, Op.LEASE_KEEPALIVE, Op.LEASE_REVOKE, Op.EXPIRE), _reserved
-    ),
+    **dict.fromkeys((Op.SEAL, Op.CHECK, Op.LEASE_GRANT, Op.LEASE_KEEPALIVE, Op.LEASE_REVOKE, Op.EXPIRE), _reserved),
 }

@@ -73,9 +73,7 @@ def encode_entry(history_id: bytes, proposal: ProposalId, commands: Sequence[byt
     """`history_id` is 16 bytes; 1 to 256 commands."""
     assert 1 <= len(commands) <= ENTRY_COMMANDS_MAX
     node = proposal.node_id.encode()
-    head = _HEAD.pack(
-        FORMAT, 0, 0, history_id, proposal.incarnation, proposal.sequence, len(node), len(commands)
-    )
+    head = _HEAD.pack(FORMAT, 0, 0, history_id, proposal.incarnation, proposal.sequence, len(node), len(commands))
     pack = _LENGTH.pack
     parts = [node]
     for command in commands:

@@ -131,9 +131,7 @@ def _compacted(revision: int, compacted: int) -> Compacted:
     return Compacted(f"revision {revision} is no longer kept; the oldest that can be read is {compacted}")
 
 
-def _row_at(
-    txn: ReadTransaction, tkey: bytes, newest: bytes | None, revision: int, compacted: int
-) -> bytes | None:
+def _row_at(txn: ReadTransaction, tkey: bytes, newest: bytes | None, revision: int, compacted: int) -> bytes | None:
     """The row of a key as of `revision`, given its newest row (None: it has none now)."""
     row = newest
     if row is not None:

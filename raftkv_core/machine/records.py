@@ -116,9 +116,7 @@ def decode_record(row: bytes) -> Record:
     return Record(create, mod, version, lease, row[start:], attributes)
 
 
-def encode_change(
-    op: int, key: bytes, prev: tuple[int, int], total_before: int, preimage: bytes | None
-) -> bytes:
+def encode_change(op: int, key: bytes, prev: tuple[int, int], total_before: int, preimage: bytes | None) -> bytes:
     if preimage is None:
         return CHANGE_HEAD.pack(FORMAT, 0, op, len(key), *prev, total_before) + key
     return CHANGE_HEAD.pack(FORMAT, HAS_PREIMAGE, op, len(key), *prev, total_before) + key + preimage
@@ -163,6 +161,4 @@ def check_head(what: str, row: bytes) -> None:
 
 
 def _unknown(what: str, form: Any, flags: Any) -> StorageError:
-    return StorageError(
-        f"a {what} of format {form} with flags {flags:#x} is unknown to this release; upgrade raftkv"
-    )
+    return StorageError(f"a {what} of format {form} with flags {flags:#x} is unknown to this release; upgrade raftkv")

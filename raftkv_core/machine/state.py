@@ -289,7 +289,7 @@ class StateMachine:
             commits.clear()
         else:
             while len(commits) > at_risk:
-                self.durable = commits.popleft()
+                self.durable = max(self.durable, commits.popleft())
 
     def mark_durable(self, position: Position) -> None:
         """Something outside storage (a stream file) keeps everything up to `position`."""

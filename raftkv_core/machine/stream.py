@@ -149,9 +149,7 @@ def read_header(data: bytes) -> StreamHeader:
     )
 
 
-def install(
-    chunks: Iterable[bytes], restore: Restore, progress: Callable[[int, int], None] | None = None
-) -> Meta:
+def install(chunks: Iterable[bytes], restore: Restore, progress: Callable[[int, int], None] | None = None) -> Meta:
     """Fill an empty store from a stream and verify it; the caller activates it, or discards it on an error.
 
     Everything is recomputed: the checksum, both digests, the counters. `progress(bytes done, bytes in all)`.
