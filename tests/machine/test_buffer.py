@@ -13,7 +13,8 @@ from raftkv_core.interfaces.storage import ReadTransaction, Storage
 from raftkv_core.machine import commands
 from raftkv_core.machine.buffer import Generation, WriteBuffer
 from raftkv_core.machine.meta import State
-from tests.machine.harness import Node, Storages, examples, long_lists, weighted
+from tests.machine.harness import Node, Storages
+from tests.machine.strategies import examples, long_lists, weighted
 
 keys = st.sampled_from([b"a", b"aa", b"b", b"c", b"d", b"\x00", b"\xff"])
 bounds = st.one_of(st.just(b""), keys)

@@ -18,7 +18,8 @@ from raftkv_core.machine.decode import BadCommand, decode_command
 from raftkv_core.machine.entries import command_weight
 from raftkv_core.machine.settings import DEFAULTS
 from tests.machine.checks import Pending, dump
-from tests.machine.harness import CLUSTER, HISTORY, Garbage, Node, Storages, examples
+from tests.machine.harness import CLUSTER, HISTORY, Node, Storages
+from tests.machine.strategies import GARBAGE, examples
 
 U63 = (1 << 63) - 1
 keys = st.binary(min_size=1, max_size=12)
@@ -138,7 +139,7 @@ def test_apply_takes_whatever_decodes(storages: Storages, batch: list[bytes]) ->
         node.restart()
 
 
-@pytest.mark.parametrize("data", Garbage, ids=lambda data: data.hex()[:40])
+@pytest.mark.parametrize("data", GARBAGE, ids=lambda data: data.hex()[:40])
 def test_bad_commands_leave_no_trace(begun: Node, data: bytes) -> None:
     """Each of these is INVALID and changes no table, no counter and no digest."""
     before = dump(Pending(begun.machine))["kv"], begun.machine.digest, begun.machine.digest_local

@@ -11,22 +11,18 @@ from hypothesis import strategies as st
 
 from raftkv_core.machine.commands import Outcome
 from tests.machine.checks import Pending, dump, logical
-from tests.machine.harness import (
-    SMALL_SETTINGS,
+from tests.machine.harness import Node, Storages, genesis, small_bounds
+from tests.machine.strategies import (
     Command,
-    Node,
     Sender,
-    Storages,
     actions,
     examples,
-    genesis,
     long_lists,
-    small_bounds,
     small_model,
+    small_settings,
     weighted,
 )
 
-small_settings = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SMALL_SETTINGS.items()})
 commands = long_lists(st.tuples(actions, st.sampled_from([0, 0, 0, 0, 1])), 70)
 interruptions = weighted(
     (4, st.just(("nothing",))),
@@ -100,20 +96,20 @@ def test_grouping_commits_restarts_and_engines_change_nothing(
 ) -> None:
     """Outcomes, digests, compacted revision and every row above it are equal on nodes that lived differently."""
     sent = make(first, plan)
-    with small_bounds(), Node(Storages("memory", storages.root)) as plain, Node(storages) as lived:
+    with small_bounds(), Node(Storages("memory", storages.root)) as plain:
         expected = Run(plain, sent, [(False, ("nothing",))])
-        for joins in (schedule, [(False, then) for _joined, then in other]):
-            actual = Run(lived, sent, joins)
-            assert actual.outcomes == expected.outcomes
-            for number, state in actual.states.items():
-                assert state == expected.states[number], number
-            assert logical(Pending(lived.machine)) == logical(Pending(plain.machine))
-            lived.commit()
-            with lived.storage.read() as txn:
-                assert logical(txn) == logical(Pending(plain.machine))
-            if joins is not schedule:
-                assert lived.stream() == plain.stream()
-            lived.start_over()
+        for grouped in (schedule, [(False, then) for _joined, then in other]):
+            with Node(storages) as lived:
+                actual = Run(lived, sent, grouped)
+                assert actual.outcomes == expected.outcomes
+                for number, state in actual.states.items():
+                    assert state == expected.states[number], number
+                assert logical(Pending(lived.machine)) == logical(Pending(plain.machine))
+                lived.commit()
+                with lived.storage.read() as txn:
+                    assert logical(txn) == logical(Pending(plain.machine))
+                if grouped is not schedule:
+                    assert lived.stream() == plain.stream()
 
 
 @given(small_settings, commands, schedules)

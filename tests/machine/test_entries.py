@@ -25,18 +25,8 @@ from raftkv_core.machine.entries import (
 )
 from raftkv_core.machine.records import decode_change
 from tests.machine.checks import Pending, dump
-from tests.machine.harness import (
-    HISTORY,
-    Node,
-    Sender,
-    Storages,
-    actions,
-    examples,
-    genesis,
-    long_lists,
-    small_bounds,
-    small_model,
-)
+from tests.machine.harness import HISTORY, Node, Storages, genesis, small_bounds
+from tests.machine.strategies import Sender, actions, examples, long_lists, small_model
 
 U64 = (1 << 64) - 1
 node_ids = st.text(min_size=1, max_size=NODE_ID_BYTES_MAX).filter(lambda s: len(s.encode()) <= NODE_ID_BYTES_MAX)

@@ -12,8 +12,9 @@ from raftkv_core.machine.commands import Status
 from raftkv_core.machine.histories import REVISIONS_SKIPPED, begin_new_history
 from raftkv_core.machine.settings import DEFAULTS
 from tests.machine.checks import Pending, check_numbers, check_reads, dump, same_outcome
-from tests.machine.harness import CLUSTER, HISTORY, KEYS, Node, Storages, genesis, position
+from tests.machine.harness import CLUSTER, HISTORY, Node, Storages, genesis, position
 from tests.machine.model import Model
+from tests.machine.strategies import KEYS
 
 OTHER = b"other-history-id"
 

@@ -9,22 +9,18 @@ from hypothesis import strategies as st
 
 from raftkv_core.interfaces.consensus import Entry, EntryKind
 from tests.machine.checks import Pending, check_newest, check_numbers, check_reads, same_outcome
-from tests.machine.harness import (
+from tests.machine.harness import Node, Storages, genesis, small_bounds
+from tests.machine.strategies import (
     KEYS,
-    SMALL_SETTINGS,
-    Node,
     Sender,
-    Storages,
     actions,
     examples,
-    genesis,
     long_lists,
-    small_bounds,
     small_model,
+    small_settings,
     weighted,
 )
 
-small_settings = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SMALL_SETTINGS.items()})
 steps = weighted(
     (6, st.tuples(st.just("entry"), st.lists(actions, min_size=1, max_size=4), st.sampled_from([0, 0, 0, 1]))),
     (3, st.tuples(st.sampled_from(["begin", "write", "end"]))),

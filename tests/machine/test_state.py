@@ -41,12 +41,7 @@ class Risky(MemoryStorage):
 
 def on(storage: Risky, *, storage_durable: bool = True) -> Node:
     """A node on that very storage."""
-    node = Node.__new__(Node)
-    node.storages = Storages("memory", Path())
-    node.storage = storage
-    node.machine = StateMachine(storage, storage_durable=storage_durable)
-    node.log, node.generation, node.written = [], None, False
-    return node
+    return Node(Storages("memory", Path()), storage, storage_durable=storage_durable)
 
 
 @pytest.mark.parametrize(("at_risk", "behind"), [(0, 0), (1, 1), (2, 2), (None, None)])

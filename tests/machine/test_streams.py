@@ -16,24 +16,8 @@ from raftkv_core.machine import commands
 from raftkv_core.machine.meta import Meta
 from raftkv_core.machine.stream import _END, _HEAD, _ROW, StreamSource, install, read_header
 from tests.machine.checks import Pending, check_numbers, check_reads, dump, logical, same_outcome
-from tests.machine.harness import (
-    CLUSTER,
-    HISTORY,
-    KEYS,
-    SMALL_SETTINGS,
-    Node,
-    Sender,
-    Storages,
-    actions,
-    examples,
-    genesis,
-    long_lists,
-    position,
-    small_bounds,
-    small_model,
-)
-
-small_settings = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in SMALL_SETTINGS.items()})
+from tests.machine.harness import CLUSTER, HISTORY, Node, Storages, genesis, position, small_bounds
+from tests.machine.strategies import KEYS, Sender, actions, examples, long_lists, small_model, small_settings
 
 
 def forged(body: bytes) -> bytes:

@@ -13,8 +13,9 @@ from raftkv_core import limits
 from raftkv_core.machine import commands, reads
 from raftkv_core.machine.commands import Op, Operator, Status, Target
 from tests.machine.checks import Pending, digests_from_rows, dump
-from tests.machine.harness import Node, Sender, Storages, actions, examples, genesis, long_lists, small_bounds
+from tests.machine.harness import Node, Storages, genesis, small_bounds
 from tests.machine.model import Model
+from tests.machine.strategies import Sender, actions, examples, long_lists
 
 MIB = 1 << 20
 
