@@ -1,7 +1,7 @@
 """Where the log's blocking work runs: a thread of its own, or, in tests and simulation, wherever a hand steps it.
 
 The log uses threads, timers and the clock only through `SyncExecutor`, so with
-`raftkv_core.testing.disk.SteppedExecutor` everything happens in one thread and in a chosen order.
+`raftkv_core.testing.executor.SteppedExecutor` everything happens in one thread and in a chosen order.
 """
 
 from __future__ import annotations

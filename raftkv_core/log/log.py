@@ -7,8 +7,8 @@ log.set_state(term=1, vote="node1")
 log.append([Entry(1, 1, EntryKind.COMMAND, data)])
 log.barrier(send_what_promised_it)       # on the loop, once both are durable
 ```
-All methods are called on the loop thread and none waits for the disk, but for three that say so: `read` of
-entries that are no longer in memory, `set_history`, and `close`. What was handed over is visible at once
+All methods are called on the loop thread, and none waits for the disk but those that say so: `read` of entries
+that are no longer in memory, `set_history`, the reserve's two, `close`. What was handed over is visible at once
 (`last_index`, `term`, `read`) and durable later, in the order in which it was handed over: a crash leaves
 everything that was called synced, and possibly more of what was handed over after it, never with a gap.
 
@@ -25,18 +25,17 @@ from typing import Final
 
 from raftkv_core.errors import DataDirectoryError
 from raftkv_core.interfaces.consensus import Entry, Position
+from raftkv_core.log.contents import Contents
 from raftkv_core.log.creation import create_log
 from raftkv_core.log.disk import Disk, RealDisk
 from raftkv_core.log.executor import SyncExecutor
 from raftkv_core.log.format import VOTE_BYTES_MAX, State
-from raftkv_core.log.index import FrameIndex, RecentEntries, Terms
 from raftkv_core.log.intake import Intake
 from raftkv_core.log.pointer import PointerFile
 from raftkv_core.log.progress import Progress
-from raftkv_core.log.reader import FrameReader
 from raftkv_core.log.recovery import Recovered, recover
 from raftkv_core.log.reserve import Reserve
-from raftkv_core.log.writer import ResetDone, Writer, WriterState, Written
+from raftkv_core.log.writer import Failed, Report, ResetDone, Writer, WriterState, Written
 
 __all__ = ["CACHE_BYTES", "SEGMENT_BYTES", "STALL_S", "DurableLog"]
 
@@ -57,9 +56,6 @@ class DurableLog:
 
     history_id: bytes
     """16 bytes, b"" until `set_history` or `reset` gave one."""
-
-    synced_index: int
-    """Entries up to here survive power loss. Goes back when they are truncated."""
 
     cuts: list[str]
     """Where `open` cut off what a crash had left unfinished, for people."""
@@ -99,8 +95,8 @@ class DurableLog:
             created = pointer is None
             if pointer is None:
                 pointer = create_log(disk, directory, segment_bytes, random_bytes)
-            recovered = recover(disk, directory, pointer.value, segment_bytes, sync=sync)
             reserve.hold()
+            recovered = recover(disk, directory, pointer.value, segment_bytes, sync=sync)
         except OSError as error:
             raise DataDirectoryError(
                 f"the log in {directory} cannot be opened: {error}; check the disk and the directory's owner"
@@ -137,17 +133,13 @@ class DurableLog:
         self.created = created
         self.on_synced = on_synced
         self.history_id = pointer.value.history_id
-        self.synced_index = recovered.terms.last.index
         self.cuts = recovered.cuts
         self._on_failed = on_failed
         self._executor = executor
         self._pointer = pointer
         self._reserve = reserve
-        self._index = recovered.frames
-        self._terms = recovered.terms
+        self._contents = Contents(recovered.frames, recovered.terms, cache_bytes)
         self._state = recovered.state
-        self._recent = RecentEntries(cache_bytes)
-        self._reader = FrameReader()
         self._intake = Intake(recovered.terms.last)
         self._files = recovered.files
         self._writer = Writer(
@@ -162,13 +154,11 @@ class DurableLog:
             files=recovered.files,
             pointer=pointer,
             executor=executor,
-            listener=self,
+            report=self._heard,
             sync=sync,
             random_bytes=random_bytes,
         )
         self._progress = Progress(executor, stall_s, self._stalled)
-        self._cuts: list[tuple[int, int]] = []
-        """(ticket, index) of truncations that the writer had not taken yet when last heard of."""
         self._resets = 0
         self._failure: str | None = None
         self._closed = False
@@ -183,21 +173,26 @@ class DurableLog:
     @property
     def base(self) -> Position:
         """The position before the first entry that can be read; (0, 0) in a new log."""
-        return self._terms.base
+        return self._contents.terms.base
 
     @property
     def first_index(self) -> int:
         """`base.index + 1`, whether or not there is an entry."""
-        return self._terms.base.index + 1
+        return self._contents.terms.base.index + 1
 
     @property
     def last(self) -> Position:
         """Of the newest entry; `base` if there is none."""
-        return self._terms.last
+        return self._contents.terms.last
 
     @property
     def last_index(self) -> int:
-        return self._terms.last.index
+        return self._contents.terms.last.index
+
+    @property
+    def synced_index(self) -> int:
+        """Entries up to here survive power loss. Goes back when they are truncated."""
+        return self._contents.synced_index
 
     @property
     def term(self) -> int:
@@ -214,7 +209,7 @@ class DurableLog:
 
     def term_at(self, index: int) -> int | None:
         """The term of an entry, or of `base`; None for any other index."""
-        return self._terms.at(index)
+        return self._contents.terms.at(index)
 
     def read(self, index: int, bytes_max: int) -> list[Entry]:
         """Entries from `index` on, with at most `bytes_max` bytes of data, but at least one.
@@ -222,37 +217,16 @@ class DurableLog:
         [] when `index` is above the last. Blocks for the disk when the entries are no longer in memory.
         Raises LookupError for an entry that was trimmed, LogDamaged for one that does not read back.
         """
-        if index <= self.base.index:
-            raise LookupError(f"entry {index} was trimmed; the log begins at {self.first_index}")
-        entries: list[Entry] = []
-        room = bytes_max
-        while index <= self.last_index:
-            recent = self._recent.get(index)
-            for entry in self._stored(index) if recent is None else (recent,):
-                room -= len(entry.data)
-                if entries and room < 0:
-                    return entries
-                entries.append(entry)
-            index = entries[-1].index + 1
-        return entries
+        return self._contents.read(index, bytes_max)
 
     # What is handed over.
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add entries after the last one. They go out with the next group."""
-        index, term = self._terms.last
-        for entry in entries:
-            index += 1
-            if entry.index != index or entry.term < term:
-                raise ValueError(f"entry {entry.index} of term {entry.term} cannot follow {self._terms.last}")
-            term = entry.term
-        if not entries:
-            return
-        for entry in entries:
-            self._terms.append(entry.index, entry.term)
-        self._recent.append(entries)
-        self._intake.append(entries)
-        self._handed_over()
+        self._contents.append(entries)
+        if entries:
+            self._intake.append(entries)
+            self._handed_over()
 
     def set_state(self, term: int, vote: str | None) -> None:
         """Change the term and who this node voted for in it. It goes out with the next group.
@@ -273,12 +247,9 @@ class DurableLog:
             raise ValueError(f"entry {index} was trimmed and cannot be truncated; the base is {self.base}")
         if index > self.last_index:
             return
-        self._recent.cut(index, self.last_index)
-        self._terms.cut(index)
-        self._index.cut(index)
-        self.synced_index = min(self.synced_index, index - 1)
-        self._intake.cut(index, self._terms.last.term)
-        self._cuts.append((self._intake.ticket, index))
+        self._contents.truncate(index)
+        self._intake.cut(index, self.last.term)
+        self._contents.truncating(self._intake.ticket, index)
         self._handed_over()
 
     def trim(self, index: int) -> None:
@@ -286,10 +257,9 @@ class DurableLog:
 
         A crash soon after may bring some of them back.
         """
-        first = self._index.trim(index)
+        first = self._contents.trim(index)
         if first is not None:
-            self._terms.trim(first.base)
-            self._intake.trim(first.segment)
+            self._intake.trim(first)
             self._writer.wake()
 
     def reset(self, base: Position, history_id: bytes | None = None) -> None:
@@ -298,11 +268,7 @@ class DurableLog:
         Durable when a `barrier` after it says so. A crash before that leaves the old log as it was, old
         history id included, never a mixture.
         """
-        self._terms = Terms(base)
-        self._index = FrameIndex()
-        self._recent.clear()
-        self._cuts.clear()
-        self.synced_index = base.index
+        self._contents.reset(base)
         if history_id is not None:
             self.history_id = history_id
         self._resets += 1
@@ -316,6 +282,8 @@ class DurableLog:
         """
         if history_id == self.history_id:
             return
+        if self._failure is not None:
+            raise DataDirectoryError(self._failure)
         if self._resets:
             raise RuntimeError("a reset is under way: pass it the history, or wait until it is flushed")
         try:
@@ -359,25 +327,26 @@ class DurableLog:
     # Room, numbers, the end.
 
     def release_reserve(self) -> None:
-        """Give up the disk space that was held back, to finish replay and trimming."""
+        """Give up the disk space that was held back, to finish replay and trimming. Blocks to remove a file."""
         self._reserve.release()
 
     def restore_reserve(self) -> bool:
-        """Hold it back again; says whether there was room."""
+        """Hold it back again, blocking; says whether there was room."""
         return self._reserve.hold()
 
     def figures(self) -> dict[str, int | float]:
         """Numbers for people and metrics."""
+        segments = self._contents.frames.segments
         return {
             "first_index": self.first_index,
             "last_index": self.last_index,
             "synced_index": self.synced_index,
-            "segments": len(self._index.segments),
+            "segments": len(segments),
             "segments_retired": self._files.retired_count,
             "segments_prepared": int(self._writer.prepared),
-            "segment_bytes": sum(segment.segment.size for segment in self._index.segments),
+            "segment_bytes": sum(indexed.segment.size for indexed in segments),
             "reserve_bytes": self._reserve.held_bytes,
-            "cache_bytes": self._recent.bytes,
+            "cache_bytes": self._contents.recent.bytes,
             "groups": self._groups,
             "group_entries": self._grouped_entries,
             "sync_s_last": self._sync_s_last,
@@ -394,58 +363,36 @@ class DurableLog:
         self._executor.submit(self._writer.finish)
         self._executor.close(timeout_s)
 
-    # The writer's reports.
+    # Inside.
 
-    def on_written(self, written: Written) -> None:
-        """A group is on disk (called by the writer)."""
+    def _heard(self, report: Report) -> None:
+        """The writer's reports, on the loop. After a failure even good news is not passed on."""
         if self._closed or self._failure is not None:
             return
-        group = written.group
+        if isinstance(report, Failed):
+            self._fail(report.reason)
+            return
         self._progress.moved()
+        if isinstance(report, Written):
+            self._written(report)
+        else:
+            self._was_reset(report)
+
+    def _written(self, written: Written) -> None:
+        group = written.group
         self._groups += 1
         self._grouped_entries += len(group.entries)
         self._sync_s_last = written.seconds
         self._sync_s_max = max(self._sync_s_max, written.seconds)
         if group.epoch == self._intake.epoch:
-            self._enter(written)
+            self._contents.enter(written)
         self._flush(group.flushed)
 
-    def on_reset(self, done: ResetDone) -> None:
-        """A new log has begun (called by the writer)."""
-        if self._closed or self._failure is not None:
-            return
-        self._progress.moved()
+    def _was_reset(self, done: ResetDone) -> None:
         self._resets -= 1
         if done.reset.epoch == self._intake.epoch:
-            self._index.open_segment(done.segment, done.reset.base)
+            self._contents.frames.open_segment(done.segment, done.reset.base)
         self._flush(done.reset.ticket)
-
-    def on_failed(self, reason: str) -> None:
-        """Writing failed (called by the writer)."""
-        if not self._closed:
-            self._fail(reason)
-
-    # Inside.
-
-    def _stored(self, index: int) -> list[Entry]:
-        found = self._index.find(index)
-        assert found is not None, "an entry is in memory until it is on disk"
-        segment, extent = found
-        entries = self._reader.read(segment, extent)
-        start = index - entries[0].index
-        return entries[start : start + extent.last - index + 1]
-
-    def _enter(self, written: Written) -> None:
-        """Note where a group lies, less what was truncated while it was on its way."""
-        group = written.group
-        self._cuts = [cut for cut in self._cuts if cut[0] > group.seen]
-        end = min((index for _, index in self._cuts), default=group.last + 1)
-        last = min(group.last, end - 1)
-        if written.opened is not None:
-            self._index.open_segment(written.segment, written.opened, can_open=written.opened.index < end)
-        self._index.add(group.first, last, written.offset, written.size)
-        self.synced_index = last
-        self._recent.evict(last)
 
     def _handed_over(self) -> None:
         self._progress.hand_over(self._intake.ticket)

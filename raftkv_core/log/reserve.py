@@ -23,11 +23,12 @@ class Reserve:
         self._size = size
 
     def hold(self) -> bool:
-        """Take the room; says whether it was to be had. A size of 0 holds nothing."""
+        """Take the room, or keep it; says whether it was to be had. A size of 0 holds nothing."""
         if self._size == 0:
             self.release()
             return True
-        file = self._disk.open(self._path, create=True)
+        there = self._path.name in self._disk.names(self._path.parent)
+        file = self._disk.open(self._path, create=not there)
         try:
             file.allocate(self._size)
         except OSError as error:

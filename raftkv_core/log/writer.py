@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from raftkv_core.interfaces.consensus import Position
 from raftkv_core.log.executor import SyncExecutor
@@ -19,7 +19,7 @@ from raftkv_core.log.intake import Group, Intake, Reset, Trim
 from raftkv_core.log.pointer import ID_BYTES, PointerFile
 from raftkv_core.log.segments import Segment, SegmentFiles, is_full
 
-__all__ = ["Listener", "ResetDone", "Writer", "WriterState", "Written"]
+__all__ = ["Failed", "Report", "ResetDone", "Writer", "WriterState", "Written"]
 
 
 class Written(NamedTuple):
@@ -34,16 +34,19 @@ class Written(NamedTuple):
 
 
 class ResetDone(NamedTuple):
+    """A new log has begun, in `segment`."""
+
     reset: Reset
     segment: Segment
 
 
-class Listener(Protocol):
-    """The log, as its writer sees it; called on the loop."""
+class Failed(NamedTuple):
+    """The last report."""
 
-    def on_written(self, written: Written) -> None: ...
-    def on_reset(self, done: ResetDone) -> None: ...
-    def on_failed(self, reason: str) -> None: ...
+    reason: str
+
+
+Report = Written | ResetDone | Failed
 
 
 @dataclass
@@ -61,7 +64,7 @@ class WriterState:
 
 
 class Writer:
-    """Takes work from the intake and reports to the listener. `wake`, `stop` and `finish` are for the loop."""
+    """Takes work from the intake, reports on the loop. `wake` and `stop` are for the loop, the rest for jobs."""
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Writer:
         files: SegmentFiles,
         pointer: PointerFile,
         executor: SyncExecutor,
-        listener: Listener,
+        report: Callable[[Report], None],
         sync: bool,
         random_bytes: Callable[[int], bytes],
     ) -> None:
@@ -80,7 +83,7 @@ class Writer:
         self._files = files
         self._pointer = pointer
         self._executor = executor
-        self._listener = listener
+        self._report = report
         self._sync = sync
         self._random_bytes = random_bytes
         self.prepared = False
@@ -132,7 +135,10 @@ class Writer:
 
     def _fail(self, reason: str) -> None:
         self._stopped = True
-        self._executor.call_soon(partial(self._listener.on_failed, reason))
+        self._tell(Failed(reason))
+
+    def _tell(self, report: Report) -> None:
+        self._executor.call_soon(partial(self._report, report))
 
     def _perform(self, work: Group | Trim | Reset) -> bool:
         if isinstance(work, Group):
@@ -163,8 +169,7 @@ class Writer:
             prior_synced=self._sync,
         )
         self._write_frame(frame, sync=self._sync)
-        written = Written(group, segment, offset, len(frame), base, self._executor.time() - began)
-        self._executor.call_soon(partial(self._listener.on_written, written))
+        self._tell(Written(group, segment, offset, len(frame), base, self._executor.time() - began))
 
     def _write_frame(self, frame: bytearray, *, sync: bool) -> None:
         at = self._at
@@ -207,7 +212,12 @@ class Writer:
     def _trim(self, first: Segment) -> None:
         # The pointer may name it only once its first frame is on disk, which without `sync` nobody has seen to.
         first.file.sync()
-        self._pointer.update(first=first.number)
+        try:
+            self._pointer.update(first=first.number)
+        except OSError as error:
+            if is_full(error):
+                return  # nothing is lost by keeping them: the next trim takes these segments too
+            raise
         self._retire_before(first)
 
     def _reset(self, reset: Reset) -> None:
@@ -223,7 +233,7 @@ class Writer:
         # From here on the new log is the log: until now its segment was an unused one of the old log.
         self._pointer.update(log_id=log_id, history_id=reset.history_id, first=segment.number)
         self._retire_before(segment)
-        self._executor.call_soon(partial(self._listener.on_reset, ResetDone(reset, segment)))
+        self._tell(ResetDone(reset, segment))
 
     def _retire_before(self, first: Segment) -> None:
         place = self._at.segments.index(first)

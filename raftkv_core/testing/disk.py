@@ -13,23 +13,23 @@ log = DurableLog.open(Path("/log"), disk=disk, executor=SteppedExecutor(), on_fa
 `SimDisk` forgets what was not synced, keeps any part of it, in any order, with one sector torn, loses names that
 were not synced with their directory, fails, is full, and can end the world at each call. Nothing in it is
 random but what a given `random.Random` decides, so a seed or Hypothesis (`st.randoms()`) replays it.
-`SteppedExecutor` stands in for the log's thread, its loop and its clock; leaving it unstepped is a stalled disk.
+A disk that hangs is a `SteppedExecutor` that is not stepped.
 """
 
 from __future__ import annotations
 
 import errno
-import heapq
 import itertools
 import os
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from raftkv_core.log.disk import DiskFile
+from raftkv_core.testing.executor import SteppedExecutor
 
 __all__ = ["Operation", "SimDisk", "SimulatedCrash", "SteppedExecutor"]
 
@@ -296,80 +296,3 @@ class SimDisk:
     def _change(self, change: _NameChange) -> None:
         change.apply(self._seen)
         self._unsynced.append(change)
-
-
-@dataclass(order=True)
-class _Timer:
-    at: float
-    number: int
-    callback: Callable[[], None] = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
-
-    def cancel(self) -> None:
-        self.cancelled = True
-
-
-class SteppedExecutor:
-    """Implements `raftkv_core.log.executor.SyncExecutor` in one thread: nothing runs until it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.stalled = False
-        """While set, jobs do not run: the disk does not answer."""
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._callbacks: deque[Callable[[], None]] = deque()
-        self._timers: list[_Timer] = []
-        self._numbers = itertools.count()
-
-    def submit(self, job: Callable[[], None]) -> None:
-        self._jobs.append(job)
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> _Timer:
-        timer = _Timer(self.now + delay_s, next(self._numbers), callback)
-        heapq.heappush(self._timers, timer)
-        return timer
-
-    def time(self) -> float:
-        return self.now
-
-    def close(self, timeout_s: float) -> bool:  # noqa: ARG002
-        while self.work():
-            pass
-        return not self._jobs
-
-    def work(self) -> bool:
-        """Run one job, not what it has to say to the loop; says whether there was one."""
-        if self.stalled or not self._jobs:
-            return False
-        self._jobs.popleft()()
-        return True
-
-    def tell(self) -> bool:
-        """Run what is due on the loop; says whether there was anything."""
-        due = len(self._callbacks)
-        for _ in range(due):
-            self._callbacks.popleft()()
-        return due > 0
-
-    def step(self) -> bool:
-        """One job and what it has to say; says whether there was anything to do."""
-        worked = self.work()
-        return self.tell() or worked
-
-    def run(self) -> None:
-        """Step until nothing is left to do."""
-        while self.step():
-            pass
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass, timers fire."""
-        end = self.now + seconds
-        while self._timers and self._timers[0].at <= end:
-            timer = heapq.heappop(self._timers)
-            self.now = max(self.now, timer.at)
-            if not timer.cancelled:
-                timer.callback()
-        self.now = end

@@ -9,7 +9,8 @@ from typing import Any
 
 from raftkv_core.interfaces.consensus import Entry, EntryKind
 from raftkv_core.log import DurableLog
-from raftkv_core.testing.disk import SimDisk, SteppedExecutor
+from raftkv_core.testing.disk import SimDisk
+from raftkv_core.testing.executor import SteppedExecutor
 
 __all__ = ["SimulatedLog", "entries"]
 

@@ -135,6 +135,26 @@ def test_room_that_comes_back_in_time_is_used() -> None:
     assert (sim.log.synced_index, sim.failures) == (8, [])
 
 
+def test_trimming_waits_for_room() -> None:
+    """A disk too full to note a trim is no failure; the next one takes its segments too."""
+    sim = SimulatedLog()
+    for _ in range(12):
+        sim.append_synced(1, size=3000)
+    files = sim.segment_paths()
+    sim.disk.capacity_bytes = 0
+    sim.log.trim(5)
+    sim.executor.run()
+    assert (sim.failures, sim.segment_paths()) == ([], files)
+    assert sim.log.base.index > 0
+    sim.disk.capacity_bytes = None
+    sim.log.trim(9)
+    sim.append_synced(1)
+    assert sim.segment_paths()[-1] == files[-1]
+    kept = sim.all_entries()
+    sim.power_loss()
+    assert sim.all_entries() == kept
+
+
 def test_the_reserve_makes_room_to_go_on() -> None:
     """A log that met a full disk goes on after a restart once the reserve is given up."""
     sim = SimulatedLog(reserve_bytes=64 << 10)
@@ -193,6 +213,10 @@ def test_a_history_that_cannot_be_written_is_a_failure() -> None:
     with pytest.raises(DataDirectoryError, match="pointer file cannot be written"):
         sim.log.set_history(b"h" * 16)
     assert len(sim.failures) == 1
+    assert sim.log.history_id == b""
+    with pytest.raises(DataDirectoryError, match="pointer file cannot be written"):
+        sim.log.set_history(b"h" * 16)
+    sim.power_loss()
     assert sim.log.history_id == b""
 
 
