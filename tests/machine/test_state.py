@@ -68,6 +68,22 @@ def test_durable_follows_as_the_engine_says(at_risk: int | None, behind: int | N
     node.close()
 
 
+def test_durable_never_goes_back() -> None:
+    """A sync from elsewhere may be ahead of what the next commits make durable by themselves."""
+    node = on(Risky(1))
+    node.begin()
+    node.commit()
+    noop(node)
+    node.commit()
+    node.machine.mark_durable(node.machine.visible)
+    for _ in range(2):
+        before = node.machine.durable
+        noop(node)
+        node.commit()
+        assert node.machine.durable >= before
+    node.close()
+
+
 def test_a_storage_that_is_not_durable_is_durable_where_its_stream_file_is() -> None:
     """Neither commits nor syncs move durable, only the file that the core keeps beside it."""
     node = on(Risky(0), storage_durable=False)
