@@ -70,7 +70,7 @@ def test_durable_follows_as_the_engine_says(at_risk: int | None, behind: int | N
 
 def test_durable_never_goes_back() -> None:
     """A sync from elsewhere may be ahead of what the next commits make durable by themselves."""
-    node = on(Risky(1))
+    node = on(Risky(2))
     node.begin()
     node.commit()
     noop(node)
